@@ -6,7 +6,7 @@ Docs: https://fastmem.github.io/fastmem/plan.html.md"""
 
 # %% auto #0
 __all__ = ['pixel_modes', 'aligned_grid', 'grid_window', 'Recipe', 'resize_recipe', 'open_mode', 'pixel_bytes', 'image_header',
-           'MemoryPlan', 'html_table', 'sample_bytes', 'probe', 'make_plan']
+           'MemoryPlan', 'html_table', 'sample_bytes', 'get_images', 'probe', 'make_plan']
 
 # %% ../nbs/01_plan.ipynb #dd86cd7f
 import random
@@ -159,7 +159,7 @@ def html_table(
     return '<table>' + ''.join(f'<tr><th style="text-align:left">{escape(str(k))}</th><td style="text-align:left">{escape(str(v))}</td></tr>'
                                for k,v in rows.items()) + '</table>'
 
-# %% ../nbs/01_plan.ipynb #00c84cf7
+# %% ../nbs/01_plan.ipynb #ccbe22ad
 def _item_bytes(recipe, header):
     w,h,mode = header
     W,H = recipe.stored_size((w,h))
@@ -178,7 +178,9 @@ def sample_bytes(
     error_frac = 0. if len(files)<=n else sizes.std()/max(sizes.mean(),1)/np.sqrt(len(sizes))
     return int(sizes.mean()*len(files)), float(error_frac)
 
-def _as_files(files):
+def get_images(
+    files, # Paths of images, or a folder of them
+)->list:
     "A list of paths from a list, or from a folder"
     if not isinstance(files, (str,Path)): return list(files)
     folder = Path(files)
@@ -187,7 +189,7 @@ def _as_files(files):
     if not res: raise ValueError(f"no images in {folder}: looked for files with an image's extension, in all its folders")
     return res
 
-# %% ../nbs/01_plan.ipynb #7b95931e
+# %% ../nbs/01_plan.ipynb #a61bae11
 def probe(
     files, # Paths of images, or a folder of them
     n:int=256, # Headers to read
@@ -196,7 +198,7 @@ def probe(
     guard:MemoryGuard=None, # Who is asked for a budget; the shared guard if `None`
 )->MemoryPlan:
     "What keeping `files` in memory would take, from `n` headers; nothing is decoded or allocated"
-    files = _as_files(files)
+    files = get_images(files)
     if recipe is None: recipe = Recipe() if size is None else Recipe(method='crop', size=(size,size))
     total,error = sample_bytes(files, recipe, n)
     return make_plan(len(files), total, recipe.store, ifnone(guard, shared_guard()), error)
