@@ -219,6 +219,21 @@ def view(self:Arena,
     (w,h),n = place.stored,np.dtype(dtype).itemsize
     return self.pixels[place.offset:place.offset+bands*w*h*n].view(dtype).reshape(bands,h,w)
 
+# %% ../nbs/02_arena.ipynb #d4c8601a
+@patch
+def windows(self:Arena,
+    places:np.ndarray, # Numbers of ready places
+    left, # Column at which each window starts
+    top, # Row at which each window starts
+    shape:tuple, # (bands, height, width) of every window
+    dtype=np.uint8, # Of a value
+)->list: # Of read-only arrays of `shape`
+    "A window of each image, where it lies"
+    n,(w,h) = np.dtype(dtype).itemsize,self.sizes[places,:2].astype(np.int64).T
+    starts = _offsets(self.places[places]) + (top*w+left)*n
+    return [np.ndarray(shape, dtype, self.pixels, start, (plane,row,n))
+            for start,plane,row in zip(starts.tolist(), (w*h*n).tolist(), (w*n).tolist())]
+
 # %% ../nbs/02_arena.ipynb #d0df6bee
 @patch
 def image_bytes(self:Arena,

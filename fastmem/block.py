@@ -99,7 +99,7 @@ def choose_recipe(
                                         f"item_tfms are {[o.name.split(' ')[0] for o in dl.after_item.fs]}")
     return resize_recipe(cls, resize)
 
-# %% ../nbs/04_block.ipynb #cd79df4b
+# %% ../nbs/04_block.ipynb #ea3a0a0e
 def random_state_kept(f):
     "Call `f` and leave Python's random numbers as if it had not been"
     state = random.getstate()
@@ -121,7 +121,7 @@ def _check_word(name, value, words):
 
 class MemDL(TfmdDL):
     "A `TfmdDL` that reads its images through an `ImageCache`"
-    stock_cls,cache,columns,options,_asked_workers = TfmdDL,None,{},{},None
+    stock_cls,cache,columns,targets,options,_asked_workers = TfmdDL,None,{},{},{},None
 
     @delegates(TfmdDL.__init__)
     def __init__(self,
@@ -138,7 +138,7 @@ class MemDL(TfmdDL):
         super().__init__(dataset, **kwargs)
         self.attach(cache, mode=mode, store=store, size=size, guard=guard, on_full=on_full, on_error=on_error)
 
-# %% ../nbs/04_block.ipynb #86d10b29
+# %% ../nbs/04_block.ipynb #9e1cae66
 def same_file(a, b): return not isinstance(a, (str,os.PathLike)) or a==b
 
 def _steady(column, n=8):
@@ -158,6 +158,7 @@ def attach(self:MemDL,
     self.options,self.fake_l,self.keep = options,_weak_loader(self),options['mode']!='stream'
     if cache is None: cache = ImageCache(options['guard'])
     self.cache,self.columns = cache,random_state_kept(lambda: self._find_columns(cache, like, add))
+    self.targets = like.targets if like is not None and like.dataset is self.dataset else {}
 
 @patch
 def _find_columns(self:MemDL, cache, like, add):
@@ -248,14 +249,14 @@ def new(self:MemDL, dataset=None, cls=None, **kwargs):
     if cls is not None and not issubclass(cls, MemDL): return res
     return in_memory_dl(res, cache, like=self, add=dataset is None or bool(asked), **merge(self.options, asked))
 
-# %% ../nbs/04_block.ipynb #6bee1ed4
+# %% ../nbs/04_block.ipynb #e6dca13b
 def _empty(stock_cls): return object.__new__(mem_class(stock_cls))
 
 @patch
 def stock(self:MemDL)->TfmdDL:
     "fastai's own loader with the state of this one, reading from disk"
     res = object.__new__(self.stock_cls)
-    res.__dict__.update({k:v for k,v in vars(self).items() if k not in ('cache','columns','options','keep')})
+    res.__dict__.update({k:v for k,v in vars(self).items() if k not in ('cache','columns','targets','options','keep')})
     o = self.fake_l
     res.fake_l = _FakeLoader(res, o.pin_memory, o.num_workers, o.timeout, o.persistent_workers, o.pin_memory_device)
     return res

@@ -8,8 +8,8 @@ Docs: https://fastmem.github.io/fastmem/cache.html.md"""
 __all__ = ['mode_names', 'Pixels', 'make_pixels', 'to_planes', 'from_planes', 'cut', 'Kept', 'ImageCache', 'n_cores',
            'map_threads', 'OtherSize', 'Fill']
 
-# %% ../nbs/03_cache.ipynb #e7f5fbd8
-import hashlib, os
+# %% ../nbs/03_cache.ipynb #7ad60fff
+import hashlib, os, time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -265,22 +265,27 @@ def map_threads(
         for some in chunked(items, 1024): yield from pool.map(f, some)  # a future is 1 kB: not for a million at once
     finally: pool.shutdown(wait=True, cancel_futures=True)
 
-# %% ../nbs/03_cache.ipynb #6c0a1623
+# %% ../nbs/03_cache.ipynb #3e5d49a9
+@patch
+def _gatherable(self:ImageCache, places, recipe, out):
+    "Which places hold an image that makes a window of the batch `out`"
+    arena,(bands,H,W) = self.arena,out.shape[1:]
+    res = arena.ready(places) & (arena.modes[places]==mode_names.index(open_mode(recipe.cls)))
+    if recipe.method in ('crop','pad'): return res
+    return res & (arena.sizes[places,0]==W) & (arena.sizes[places,1]==H)
+
 @patch
 def _gather_ready(self:ImageCache, places, recipe, pcts, out):
     "Copy the windows of the images that are there into `out`; a mask of those that were"
     generation = self.arena.generation
-    ready = self.arena.ready(places)
-    for i in np.flatnonzero(ready):
-        at = self.arena.place(places[i])
-        mode = mode_names[at.mode] if at else None
-        if mode is None or not _fits(out, i, mode, recipe, at.stored): ready[i] = False; continue
-        out[i] = cut(self.arena.view(at, *pixel_modes[mode]), at.full, recipe, pcts[i])
+    ready = self._gatherable(places, recipe, out)
+    at,ids = np.flatnonzero(ready),places[ready]
+    full = self.arena.sizes[ids,2:].astype(np.int64)
+    left,top = grid_window(full.T, recipe.size, np.array(pcts)[ready].T) if recipe.method=='crop' else (0,0)
+    views = self.arena.windows(ids, left, top, out.shape[1:], out.dtype)
+    if recipe.method=='pad': views = [_cut_padded(v, wh, recipe, pcts[i]) for v,wh,i in zip(views, full.tolist(), at)]
+    for i,v in zip(at.tolist(), views): out[i] = v
     return ready if self.arena.generation==generation else np.zeros(len(places), bool)
-
-def _fits(out, i, mode, recipe, stored):
-    size = recipe.size if recipe.method in ('crop','pad') else stored
-    return pixel_modes[mode][0]==out.shape[1] and tuple(size)==out.shape[:1:-1]
 
 class OtherSize(Exception): "An image of a batch has another size than the first"
 
@@ -308,7 +313,7 @@ def gather(self:ImageCache,
     for _ in map_threads(make, missing.tolist(), n_workers): pass
     return out
 
-# %% ../nbs/03_cache.ipynb #b04c3ed4
+# %% ../nbs/03_cache.ipynb #d7c95a3b
 class Fill(NamedTuple):
     "An image to be filled"
     place:int
@@ -333,15 +338,20 @@ def fill(self:ImageCache,
     places = np.array([o.place for o in fills], dtype=np.int64)
     todo = [o for o,b in zip(fills, ~self.arena.ready(places)) if b and o.place>=0]
     if not todo: return {}
-    errors,bar = {},progress_bar(todo, display=show)
+    errors,bar,start_s = {},progress_bar(todo, display=show),time.perf_counter()
     filling = map_threads(self._fill_one, todo, ifnone(n_workers, n_cores()))
     try:
         for i,(o,error) in enumerate(zip(bar, filling)):
             if error is not None: errors[o.file] = error
-            if show and i%32==0: bar.comment = f'{human_bytes(self.arena.used_bytes)}, {human_bytes(self.guard.budget())} left'
+            if show and i%32==0: bar.comment = self._progress(i, start_s)
             if self.arena.header['full']: break
     finally: filling.close()
     return errors
+
+@patch
+def _progress(self:ImageCache, n, start_s):
+    "Rate, bytes and budget, for the bar"
+    return f'{n/(time.perf_counter()-start_s):,.0f}/s, {human_bytes(self.arena.used_bytes)}, {human_bytes(self.guard.budget())} left'
 
 @patch
 def resume(self:ImageCache):

@@ -1,0 +1,35 @@
+"Every test leaves its caches whole, and no process behind"
+import warnings
+from pathlib import Path
+
+import matplotlib
+import psutil
+import pytest
+
+matplotlib.use('Agg')
+warnings.filterwarnings('ignore', category=FutureWarning, module='torch')
+root = Path(__file__).parents[1]
+
+@pytest.fixture(autouse=True)
+def clean():
+    from fastmem.all import shared_guard
+    yield
+    for arena in list(shared_guard().arenas): arena.check()
+    mine = [o for o in psutil.Process().children(recursive=True) if 'resource_tracker' not in ' '.join(o.cmdline()) and 'forkserver' not in ' '.join(o.cmdline())]
+    gone,left = psutil.wait_procs(mine, timeout=10)
+    assert not left, f'processes left behind: {left}'
+
+@pytest.fixture
+def run_python():
+    "Run a program in a fresh interpreter; its output, or an `AssertionError` with it"
+    import os, subprocess, sys
+    def _run(code, timeout=240, **kwargs):
+        res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, timeout=timeout,
+                             env={**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(Path(__file__).parent)}, **kwargs)
+        assert res.returncode==0, f'exit {res.returncode}\n{res.stdout}\n{res.stderr}'
+        return res.stdout
+    return _run
+
+def pytest_collection_modifyitems(items):
+    "`from fastai.vision.all import *` brings fastcore's `test_eq` and others, which are no tests of ours"
+    items[:] = [o for o in items if o.function.__module__==o.module.__name__]

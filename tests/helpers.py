@@ -1,0 +1,45 @@
+"What tests share: small images on disk, the batches of a run, and how alike two of them are"
+import random
+from functools import lru_cache
+
+from fastai.vision.all import *
+from sklearn.datasets import load_sample_images
+
+@lru_cache
+def _photos(): return [Image.fromarray(o) for o in load_sample_images().images]
+
+def photo(i=0, size=(500,375)):
+    "A photo of `size` (width, height), another for each `i`; larger than the sample (640, 427) it is scaled up, with noise"
+    im,rng = _photos()[i%2],np.random.default_rng(i)
+    if size[0]>im.width or size[1]>im.height:
+        a = np.asarray(im.resize(size, Image.Resampling.BICUBIC)) + rng.normal(0, 4, (*size[::-1],3))
+        return Image.fromarray(a.clip(0,255).astype(np.uint8))
+    x,y = rng.integers(0, im.width-size[0]+1),rng.integers(0, im.height-size[1]+1)
+    return im.crop((x, y, x+size[0], y+size[1]))
+
+def photo_folder(path, n, size=(500,375), classes=('a','b','c'), ext='jpg', **save):
+    "`n` photos of about `size` in a folder per class below `path`, each named by its number; the paths in order"
+    files = [Path(path)/classes[i%len(classes)]/f'{i:03}.{ext}' for i in range(n)]
+    for i,o in enumerate(files):
+        o.parent.mkdir(parents=True, exist_ok=True)
+        photo(i, (size[0]-size[0]*(i%5)//20, size[1]-size[1]*(i%4)//15)).save(o, **save)
+    return files
+
+def gradient(size):
+    "An image of `size` (width, height) whose red says how far right a pixel is, 0 to 255, and whose green how far down"
+    x,y = (np.linspace(0, 255, n) for n in size)
+    r,g = np.meshgrid(x, y)
+    return Image.fromarray(np.stack([r, g, np.zeros_like(r)], -1).round().astype(np.uint8))
+
+def psnr(a, b, peak=255):
+    "Peak signal-to-noise ratio in dB over all values of `a` and `b`"
+    mse = np.square(np.asarray(a, dtype=float)-np.asarray(b, dtype=float)).mean()
+    return 10*np.log10(peak**2/mse) if mse else np.inf
+
+def batches(dls, n_epochs=1):
+    "[epoch][train or valid][batch], as the loaders of `dls` give them"
+    return [[list(dl) for dl in dls.loaders] for _ in range(n_epochs)]
+
+def random_states():
+    "What all random numbers that fastai draws from now on depend on, to be compared"
+    return random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state().tolist()

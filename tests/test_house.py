@@ -1,0 +1,52 @@
+"The house: imports go one way, the notebooks run, functions stay small"
+import ast, os, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+root = Path(__file__).parents[1]
+house = ['guard','plan','arena','cache','block','loader','image_list','dataset','cli']
+
+def imports(path):
+    "Names of the fastmem modules that a module imports, wherever in it the import stands"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('fastmem'): yield node.module.partition('.')[2] or 'fastmem'
+        if isinstance(node, ast.ImportFrom) and node.level: yield node.module or '.'
+        if isinstance(node, ast.Import): yield from (o.name.partition('.')[2] for o in node.names if o.name.startswith('fastmem'))
+
+@pytest.mark.parametrize('name', [o for o in house if (root/f'fastmem/{o}.py').exists()])
+def test_a_module_imports_only_from_those_above_it(name):
+    above = house[:house.index(name)]
+    if name=='cli': above = above+['all']
+    assert set(imports(root/f'fastmem/{name}.py')) <= set(above)
+
+def test_every_module_has_its_place():
+    modules = {o.stem for o in (root/'fastmem').glob('*.py')}-{'__init__','_modidx','all'}
+    assert modules <= set(house)
+
+def test_nothing_is_printed_at_import():
+    code = 'import fastai.vision.all, sys; print("---"); sys.stdout.flush(); import fastmem.all, fastmem.cli'
+    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert res.returncode==0 and res.stdout.split('---\n')[1]==''
+
+def test_only_our_own_names_are_patched():
+    "What fastmem adds to classes of others is what the contract names"
+    code = '''
+from fastai.vision.all import *
+import PIL.Image
+classes = [DataLoaders, TfmdDL, DataLoader, DataBlock, Datasets, TfmdLists, Learner, PIL.Image.Image, Resize, Transform, Pipeline]
+before = {c: dict(vars(c)) for c in classes}
+import fastmem.all, fastmem.cli
+for c in classes:
+    after = vars(c)
+    assert all(after[k] is v for k,v in before[c].items()), c
+    new = set(after)-set(before[c])
+    assert new==({'in_memory','preload','purge','memory'} if c is DataLoaders else set()), (c,new)
+'''
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
+
+@pytest.mark.parametrize('nb', sorted(str(o.relative_to(root)) for o in (root/'nbs').rglob('*.ipynb') if not any(p[0] in '._' for p in o.relative_to(root).parts)))
+def test_notebook(nb):
+    res = subprocess.run([str(Path(sys.executable).parent/'nbdev-test'), nb], cwd=root, capture_output=True, text=True,
+                         env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''})
+    assert res.returncode==0, res.stdout+res.stderr
