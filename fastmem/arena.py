@@ -66,7 +66,7 @@ def _map(fd, sizes, **kwargs):
             if e.errno!=errno.ENOMEM: raise
     raise MemoryError(f"no {human_bytes(sizes[-1])} of address space can be mapped: raise `ulimit -v`")
 
-# %% ../nbs/02_arena.ipynb #736413b8
+# %% ../nbs/02_arena.ipynb #be1096df
 class Place(NamedTuple):
     "Where an image is and what it looks like"
     offset:int # Byte of the pixel mapping at which it starts
@@ -86,7 +86,7 @@ class Arena:
     def _open(self, fd, guard):
         layout,start = _layout()
         table = _map(fd, [start])
-        pixels = _map(fd, [start+(1<<i) for i in (40,37,34,31,28)], prot=mmap.PROT_READ)
+        pixels = _map(fd, [start+(1<<i) for i in (43,40,37,34,31,28)], prot=mmap.PROT_READ)
         for name,(dtype,shape,offset) in layout.items():
             a = np.frombuffer(table, dtype, int(np.prod(shape)), offset).reshape(shape)
             setattr(self, name, a[0] if name=='header' else a)
@@ -144,13 +144,13 @@ def reserve_places(self:Arena,
         self.header['next_place'] = first+n
     return first
 
-# %% ../nbs/02_arena.ipynb #93a0b62f
+# %% ../nbs/02_arena.ipynb #8c557af0
 @patch
 def _allocate(self:Arena, n_bytes):
     "Offset of `n_bytes` of this process's chunk, or `None` if the guard has no room; the thread lock is held"
     n_bytes = -(-n_bytes//_align_bytes)*_align_bytes
     if self._next+n_bytes > self._end:
-        budget = self.guard.budget()
+        budget = 0 if self.header['full'] else self.guard.budget()
         if n_bytes>budget: self.header['full'] = 1; return None
         chunk = max(n_bytes, min(_chunk_bytes, budget//16//_align_bytes*_align_bytes))
         fcntl.lockf(self.fd, fcntl.LOCK_EX, 1)
@@ -252,6 +252,33 @@ def purge(self:Arena)->int: # Bytes given back
         _punch(self.fd, self.start, len(self.pixels))
         self.header['full'] = 0
         self._end = self._next  # a new chunk asks the guard again
+    return max(0, before-self.used_bytes)
+
+# %% ../nbs/02_arena.ipynb #675a60d9
+@patch
+def _kept_end(self:Arena, places, n_bytes):
+    "(numbers of `places` to keep, byte from which on `n_bytes` of their pixels lie)"
+    offsets = _offsets(self.places[places])
+    order = np.argsort(offsets, kind='stable')
+    places,offsets = places[order],offsets[order]
+    sizes = self.image_bytes(places)
+    n_kept = int((sizes.sum()-np.cumsum(sizes) >= n_bytes).sum())  # what lies behind each of these is enough
+    return places[:n_kept], int(offsets[n_kept]) if n_kept<len(places) else int(self.header['next_byte'])
+
+@patch
+def shrink(self:Arena,
+    n_bytes:int, # To give back, at least, if there is that much
+)->int: # Bytes given back
+    "Forget the images filled last and give their memory back; nothing more is kept until `full` is taken back"
+    with self.locked():
+        before,ids = self.used_bytes,np.arange(int(self.header['next_place']))
+        kept,end = self._kept_end(ids[self.ready(ids)], n_bytes)
+        self.header['full'] = 1
+        self.places[kept] = (_offsets(self.places[kept])//_align_bytes).astype(np.uint64) | np.uint64(_pack(self.generation+1, 0))
+        self.header['generation'] += 1
+        first = -(-(self.start+end)//mmap.PAGESIZE)*mmap.PAGESIZE
+        _punch(self.fd, first, self.start+len(self.pixels)-first)
+        self._end = self._next
     return max(0, before-self.used_bytes)
 
 # %% ../nbs/02_arena.ipynb #8ac380a6

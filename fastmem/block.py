@@ -34,7 +34,7 @@ def image_class(
         cls = getattr(m.implementation, '__self__', None)
         if isinstance(cls, type) and issubclass(cls, PILBase) and m.implementation.__name__=='create': return cls
 
-# %% ../nbs/04_block.ipynb #fd543f09
+# %% ../nbs/04_block.ipynb #3c3abbb0
 class ImageColumn:
     "One element of the items of a dataset that is an image"
     def __init__(self,
@@ -43,13 +43,16 @@ class ImageColumn:
         recipe:Recipe, # How its pixels are made
     ):
         store_attr()
-        self.before,self.after = tl.tfms.fs[:opener],tl.tfms.fs[opener+1:]
+        self.before,self.after = [[o for o in fs if o.name!='noop'] for fs in (tl.tfms.fs[:opener],tl.tfms.fs[opener+1:])]
         self.places,self.preloaded = None,False # where each item's pixels are, once a cache has given them places
 
     def file(self, i):
         "What would be opened for item `i`"
         return compose_tfms(self.tl._get(i), self.before, split_idx=self.tl.tfms.split_idx)
-    def files(self): return [self.file(i) for i in range(len(self.tl))]
+    def files(self):
+        "What would be opened for each item"
+        if not self.before and isinstance(self.tl.items, (list,L)): return list(self.tl.items)
+        return [self.file(i) for i in range(len(self.tl))]
     def __len__(self): return len(self.tl)
 
     def item(self, i, cache, keep, pct=None):
@@ -99,7 +102,7 @@ def choose_recipe(
                                         f"item_tfms are {[o.name.split(' ')[0] for o in dl.after_item.fs]}")
     return resize_recipe(cls, resize)
 
-# %% ../nbs/04_block.ipynb #ea3a0a0e
+# %% ../nbs/04_block.ipynb #a9c01a38
 def random_state_kept(f):
     "Call `f` and leave Python's random numbers as if it had not been"
     state = random.getstate()
@@ -121,7 +124,7 @@ def _check_word(name, value, words):
 
 class MemDL(TfmdDL):
     "A `TfmdDL` that reads its images through an `ImageCache`"
-    stock_cls,cache,columns,targets,options,_asked_workers = TfmdDL,None,{},{},{},None
+    stock_cls,cache,columns,targets,options,_asked_workers,_why = TfmdDL,None,{},{},{},None,None
 
     @delegates(TfmdDL.__init__)
     def __init__(self,

@@ -24,7 +24,7 @@ from .guard import *
 from .plan import *
 from .arena import *
 
-# %% ../nbs/03_cache.ipynb #8ed389d7
+# %% ../nbs/03_cache.ipynb #7b64c0ac
 class Pixels(NamedTuple):
     "An image as it is stored"
     im:Image.Image # At its stored size
@@ -33,7 +33,7 @@ class Pixels(NamedTuple):
 def _open_scaled(file, cls, wanted):
     "(image, full size, fraction it was decoded at): a JPEG no larger than needed to make `wanted` from it"
     with Image.open(file) as im:
-        full,frac = im._size,1.
+        full,frac = tuple(im.size),1.
         drafted = im.draft(None, wanted(full)) if im.format=='JPEG' else None
         if drafted is not None: frac = drafted[1][2]/full[0]
         mode = open_mode(cls)
@@ -47,10 +47,10 @@ def _resize(im, recipe, full, frac):
     if recipe.method=='pad': return _pad_centre(im, recipe, full, frac)
     stored = tuple(map(int, recipe.stored_size(full)))
     box = aligned_grid(full, recipe.size)[1] if recipe.method=='crop' else (0,0,*full)
-    box = [min(float(o)*frac, n) for o,n in zip(box, (*im._size,*im._size))]
+    box = [min(float(o)*frac, n) for o,n in zip(box, (*im.size,*im.size))]
     return im.resize(stored, recipe.resample, box=box)
 
-# %% ../nbs/03_cache.ipynb #753400ac
+# %% ../nbs/03_cache.ipynb #7120191c
 def _pad_centre(im, recipe, full, frac):
     from fastai.vision.augment import Resize
     W,H = recipe.size
@@ -65,7 +65,7 @@ def make_pixels(
     cls = recipe.cls
     if recipe.method is None or recipe.method=='pad' or not _is_stock(cls) or not isinstance(file, (str,os.PathLike)):
         im = cls.create(file)
-        full,frac = im._size,1.
+        full,frac = tuple(im.size),1.
     else: im,full,frac = _open_scaled(file, cls, lambda full: [2*int(o) for o in recipe.stored_size(full)])
     if recipe.method is not None: im = _resize(im, recipe, full, frac)
     return Pixels(im, full)
@@ -313,7 +313,7 @@ def gather(self:ImageCache,
     for _ in map_threads(make, missing.tolist(), n_workers): pass
     return out
 
-# %% ../nbs/03_cache.ipynb #d7c95a3b
+# %% ../nbs/03_cache.ipynb #d95f2009
 class Fill(NamedTuple):
     "An image to be filled"
     place:int
@@ -362,8 +362,17 @@ def resume(self:ImageCache):
 def purge(self:ImageCache, pause:bool=False)->int: # Bytes given back
     "Give all memory back, at any time; images are read from disk from now on and, unless `pause`, kept again"
     self.arena.header['paused'] = int(pause)
-    self.told = self.verdict = None
+    self.verdict = None
     return self.arena.purge()
+
+@patch
+def relieve(self:ImageCache,
+    need_bytes:int=0, # What is about to be taken by others, workers for instance
+)->int: # Bytes given back
+    "Give back what the guard's reserve is short of, and let the cache grow again once there is half a reserve more than the reserve"
+    short_bytes = self.guard.shortfall(need_bytes)
+    if self.arena.header['full'] and self.guard.budget()-need_bytes > self.guard.reserve_bytes//2: self.arena.header['full'] = 0
+    return self.arena.shrink(short_bytes) if short_bytes and self.arena.used_bytes>short_bytes//1000 else 0
 
 @patch
 def check(self:ImageCache):

@@ -111,7 +111,7 @@ def default_reserve_bytes(
     total_bytes = ifnone(total_bytes, total_memory())
     return int(min(max(total_bytes*.1, 128e6), 4e9))
 
-# %% ../nbs/00_guard.ipynb #00b9bb0d
+# %% ../nbs/00_guard.ipynb #775cc985
 def _check_bytes(name, n):
     if n is None: return
     if not isinstance(n, int) or isinstance(n, bool) or n<0:
@@ -141,6 +141,13 @@ class MemoryGuard:
     def budget(self)->int:
         "Bytes that caches may take now, beyond what they hold"
         return min(self.limits().values())
+
+    def shortfall(self,
+        need_bytes:int=0, # What is about to be taken by others
+    )->int: # Bytes; 0 while half of the reserve is free
+        "Bytes that caches should give back for the reserve to be whole, once half of it is gone"
+        left_bytes = available_memory()-need_bytes
+        return self.reserve_bytes-left_bytes if left_bytes < self.reserve_bytes//2 else 0
 
     def binding(self)->str:
         "What limits the budget: 'host RAM', a cgroup's folder, or 'limit_bytes'"

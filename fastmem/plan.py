@@ -96,7 +96,7 @@ def resize_recipe(
     resample = resize.mode_mask if issubclass(cls, PILMask) else resize.mode
     return Recipe(cls, resize.method, tuple(resize.size), resize.pad_mode, int(resample))
 
-# %% ../nbs/01_plan.ipynb #d2ca1b85
+# %% ../nbs/01_plan.ipynb #a240f853
 pixel_modes = {'L':(1,np.uint8), 'RGB':(3,np.uint8), 'RGBA':(4,np.uint8), 'CMYK':(4,np.uint8), 'LA':(2,np.uint8),
                'YCbCr':(3,np.uint8), 'HSV':(3,np.uint8), 'LAB':(3,np.uint8), 'I;16':(1,np.uint16), 'I':(1,np.int32), 'F':(1,np.float32)}
 
@@ -112,7 +112,7 @@ def image_header(
 )->tuple: # (width, height, mode) or `None` if it can't be read
     "Size and mode from the header of `file`, without decoding it"
     try:
-        with Image.open(file) as im: return *im._size, im.mode
+        with Image.open(file) as im: return *im.size, im.mode
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError): return None  # a batch that reaches it raises it
 
 # %% ../nbs/01_plan.ipynb #7a66baa5

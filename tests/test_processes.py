@@ -190,6 +190,49 @@ def test_purging_while_workers_read_never_gives_a_wrong_pixel(tmp_path, workers,
     assert n==6*(len(dls.train_ds)//8*8)
     dls.train.cache.check()
 
+# --- memory that runs short while training runs ---
+
+def short_by(monkeypatch, guard, n_bytes):
+    "Let the reserve of `guard` be `n_bytes` short from now on, once"
+    told = []
+    def shortfall(need_bytes=0):
+        told.append(need_bytes)
+        return n_bytes if len(told)==1 else 0
+    monkeypatch.setattr(guard, 'shortfall', shortfall)
+
+@pytest.mark.parametrize('workers,tfms', [(0,[Resize(32)]), (2,[Resize(32),FlipItem()])])
+def test_shrinking_while_workers_read_never_gives_a_wrong_pixel(tmp_path, workers, tfms):
+    by_content(tmp_path)
+    dls = make(tmp_path, item_tfms=tfms, num_workers=workers).in_memory(mode='preload')
+    dls.train.after_batch = Pipeline([])
+    arena,vocab,stop = dls.train.cache.arena,dls.vocab,threading.Event()
+    def shrink():
+        while not stop.is_set(): arena.shrink(4000); arena.header['full'] = 0; time.sleep(.001)
+    thread = threading.Thread(target=shrink); thread.start()
+    try:
+        for _ in range(6):
+            for x,y in dls.train:
+                wanted = torch.tensor([int(vocab[i])+1 for i in y]).view(-1,1,1,1)
+                assert (x.as_subclass(torch.Tensor)==wanted).all(), 'a pixel of another image, or of none'
+    finally: stop.set(); thread.join()
+    dls.train.cache.check()
+
+def test_short_memory_gives_back_what_is_short_and_training_goes_on(tmp_path, monkeypatch, capsys):
+    photo_folder(tmp_path, 40)
+    dls = make(tmp_path, num_workers=2).in_memory(mode='preload')
+    cache,full = dls.train.cache,dls.memory
+    monkeypatch.setattr('fastmem.loader._watch_s', 0)
+    short_by(monkeypatch, cache.guard, full.cached_bytes//2)
+    capsys.readouterr()
+    for _ in dls.valid: pass
+    left = dls.memory
+    assert full.n_cached*.4<=left.n_cached<=full.n_cached*.55, 'half was given back, and nothing is kept anew in this pass'
+    out = capsys.readouterr().out
+    assert out.count('fastmem:')==1 and 'given back' in out
+    cache.check()
+    passes(dls)
+    assert dls.memory.n_cached==40, 'there is plenty again'
+
 # --- one copy, no leak ---
 
 pss = '''
@@ -198,12 +241,14 @@ from fastai.vision.all import *
 from fastmem.all import *
 files = get_image_files(sys.argv[1])
 items = files*int(sys.argv[2])
-def tree(): return sum(o.memory_full_info().pss for o in [psutil.Process(), *psutil.Process().children(recursive=True)])
+def tree(): return sum(o.memory_full_info().pss for o in [psutil.Process(), *psutil.Process().children(recursive=True)] if o.status()!='zombie')
 def peak(dls):
-    res = []
+    res,own = [],[0]
     for dl in dls.loaders:
         for b in dl:
             del b; res.append(tree())
+            own += [o.memory_full_info().uss for o in psutil.Process().children() if o.status()!='zombie']
+    print(f'a worker has up to {max(own)/1e6:.0f} MB of its own')
     return float(np.median(res))
 def make(): return ImageDataLoaders.from_lists('.', files, ['a']*len(files), valid_pct=.2, seed=1, item_tfms=RandomResizedCrop(64), bs=16, num_workers=4, device='cpu')
 stock = make()
@@ -221,6 +266,7 @@ def test_four_workers_hold_one_copy(tmp_path, run_python):
     program = tmp_path.parent/f'{tmp_path.name}.py'; program.write_text(pss)
     res = subprocess.run([sys.executable, '-W', 'ignore', program, tmp_path, '1'], capture_output=True, text=True, timeout=300)
     program.unlink()
+    print(res.stdout)
     assert res.returncode==0, res.stdout+res.stderr
 
 def held_bytes(): return sum(o.used_bytes for o in shared_guard().arenas)
