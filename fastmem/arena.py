@@ -18,12 +18,12 @@ from fastcore.all import *
 
 from .guard import *
 
-# %% ../nbs/02_arena.ipynb #5faa93b2
+# %% ../nbs/02_arena.ipynb #e680bee9
 _max_items,_max_processes = 1<<27,1<<16
 _chunk_bytes = 4<<20  # address space that a process takes at a time, and how often the guard is asked
 _align_bytes = 64     # one cache line
 
-_header = np.dtype([('generation','u8'), ('next_byte','u8'), ('next_place','u8'), ('next_row','u8'), ('full','u8'), ('paused','u8')])
+_header = np.dtype([('generation','u8'), ('next_byte','u8'), ('next_place','u8'), ('next_row','u8'), ('full','u8'), ('paused','u8'), ('skips','u8')])
 _parts = dict(header=(_header,1), counters=('i8',(_max_processes,2)), places=('u8',_max_items),
               sizes=('u4',(_max_items,4)), modes=('u1',_max_items), pixel_bytes=('u1',_max_items))
 

@@ -178,7 +178,7 @@ def _weak_loader(dl):
     o = dl.fake_l
     return _WeakLoader(dl, o.pin_memory, o.num_workers, o.timeout, o.persistent_workers, o.pin_memory_device)
 
-# %% ../nbs/04_block.ipynb #3c5c59fa
+# %% ../nbs/04_block.ipynb #41cbe06a
 bad_file_errors = OSError,SyntaxError,ValueError,Image.DecompressionBombError
 
 @patch
@@ -190,11 +190,15 @@ def _image(self:MemDL, column, i, pct=None):
         raise
 
 @patch
-def _read(self:MemDL, i, other=noop, pct=None):
-    "Item `i`; `other` is applied to what is not from the cache"
-    items = [self._image(self.columns[j], i, pct) if j in self.columns else other(tl[i])
-             for j,tl in enumerate(item_lists(self.dataset))]
-    return tuple(items) if isinstance(self.dataset, Datasets) else items[0]
+def _targets_of(self:MemDL, i):
+    "The elements of item `i` that are not from the cache"
+    return {j: tl[i] for j,tl in enumerate(item_lists(self.dataset)) if j not in self.columns}
+
+@patch
+def _with_images(self:MemDL, i, others, pct=None):
+    "Item `i`: `others` and the images, at `pct` of what is kept of them"
+    items = {**others, **{j: self._image(o, i, pct) for j,o in self.columns.items()}}
+    return tuple(items[j] for j in sorted(items)) if isinstance(self.dataset, Datasets) else items[0]
 
 @patch
 def partly_applied(self:MemDL)->Resize:
@@ -205,7 +209,7 @@ def partly_applied(self:MemDL)->Resize:
 @patch
 def create_item(self:MemDL, s):
     if not self.columns or not self.indexed or self.partly_applied() is not None: return super(MemDL, self).create_item(s)
-    return self._read(s or 0)
+    return self._with_images(s or 0, self._targets_of(s or 0))
 
 @patch
 def draw_crop(self:MemDL,
@@ -216,14 +220,27 @@ def draw_crop(self:MemDL,
     return (.5,.5) if resize.method==ResizeMethod.Squish else resize.pcts
 
 @patch
+def readable(self:MemDL, i):
+    "Whether the images of item `i` can be read"
+    try: return all(self.cache.has(o.places[i], lambda: o.file(i), o.recipe, self.keep) for o in self.columns.values())
+    except bad_file_errors: return False  # asked for by on_error='skip'
+
+@patch
 def do_item(self:MemDL, s):
     resize = self.partly_applied() if self.columns and self.indexed else None
     if resize is None: return super(MemDL, self).do_item(s)
-    pct,split_idx = self.draw_crop(resize),self.after_item.split_idx
-    try:
-        item = self._read(s or 0, lambda o: super(RandTransform, resize).__call__(o, split_idx=split_idx), pct)
-        return compose_tfms(item, [o for o in self.after_item.fs if o is not resize], split_idx=split_idx)
+    if self.options['on_error']=='skip' and not self.readable(s or 0): return None
+    try: return self._do_resized(s or 0, resize)
     except SkipItemException: return None
+
+@patch
+def _do_resized(self:MemDL, i, resize):
+    "Item `i` after the item transforms, of which `resize` is applied to what is kept"
+    others,split_idx = self._targets_of(i),self.after_item.split_idx
+    pct = self.draw_crop(resize)  # as in stock: after the item was made, and not for one that is dropped
+    others = {j: super(RandTransform, resize).__call__(o, split_idx=split_idx) for j,o in others.items()}
+    item = self._with_images(i, others, pct)
+    return compose_tfms(item, [o for o in self.after_item.fs if o is not resize], split_idx=split_idx)
 
 # %% ../nbs/04_block.ipynb #53a61803
 @functools.lru_cache(maxsize=None)

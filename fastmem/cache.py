@@ -8,12 +8,13 @@ Docs: https://fastmem.github.io/fastmem/cache.html.md"""
 __all__ = ['mode_names', 'Pixels', 'make_pixels', 'to_planes', 'from_planes', 'cut', 'Kept', 'ImageCache', 'n_cores',
            'map_threads', 'OtherSize', 'Fill']
 
-# %% ../nbs/03_cache.ipynb #7ad60fff
+# %% ../nbs/03_cache.ipynb #9e4500ba
 import hashlib, os, time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+from fastai.vision.augment import NEAREST, PadMode, Resize
 from fastai.vision.core import *
 from fastai.data.load import SkipItemException
 from fastcore.all import *
@@ -24,11 +25,13 @@ from .guard import *
 from .plan import *
 from .arena import *
 
-# %% ../nbs/03_cache.ipynb #7b64c0ac
+# %% ../nbs/03_cache.ipynb #311feaa7
 class Pixels(NamedTuple):
     "An image as it is stored"
     im:Image.Image # At its stored size
     full:tuple # (width, height) in its file
+
+_draft_ratio = 3 # decoded pixels per stored one, at least
 
 def _open_scaled(file, cls, wanted):
     "(image, full size, fraction it was decoded at): a JPEG no larger than needed to make `wanted` from it"
@@ -45,17 +48,22 @@ def _is_stock(cls): return getattr(cls.create, '__func__', None) is PILBase.crea
 def _resize(im, recipe, full, frac):
     "`im`, decoded at `frac` of its `full` size, at the size that `recipe` stores"
     if recipe.method=='pad': return _pad_centre(im, recipe, full, frac)
+    if recipe.method=='crop' and recipe.resample==NEAREST: return _resize_nearest(im, recipe, full)
     stored = tuple(map(int, recipe.stored_size(full)))
     box = aligned_grid(full, recipe.size)[1] if recipe.method=='crop' else (0,0,*full)
     box = [min(float(o)*frac, n) for o,n in zip(box, (*im.size,*im.size))]
     return im.resize(stored, recipe.resample, box=box)
 
-# %% ../nbs/03_cache.ipynb #7120191c
+# %% ../nbs/03_cache.ipynb #acad82e7
 def _pad_centre(im, recipe, full, frac):
-    from fastai.vision.augment import Resize
     W,H = recipe.size
     resize = Resize((H,W), method='pad', pad_mode=recipe.pad_mode, resamples=(recipe.resample, recipe.resample))
     return resize(recipe.cls(im), split_idx=1)
+
+def _resize_nearest(im, recipe, full):
+    "The aligned grid without mixing pixels"
+    x,y = recipe.nearest_index(full)
+    return Image.fromarray(np.asarray(im)[y[:,None],x])
 
 def make_pixels(
     file, # What fastai's `create` takes: a path, or anything else that is not cached
@@ -63,10 +71,10 @@ def make_pixels(
 )->Pixels:
     "Read and decode `file`; raises what fastai raises"
     cls = recipe.cls
-    if recipe.method is None or recipe.method=='pad' or not _is_stock(cls) or not isinstance(file, (str,os.PathLike)):
+    if recipe.method is None or recipe.method=='pad' or recipe.resample==NEAREST or not _is_stock(cls) or not isinstance(file, (str,os.PathLike)):
         im = cls.create(file)
         full,frac = tuple(im.size),1.
-    else: im,full,frac = _open_scaled(file, cls, lambda full: [2*int(o) for o in recipe.stored_size(full)])
+    else: im,full,frac = _open_scaled(file, cls, lambda full: [_draft_ratio*int(o) for o in recipe.stored_size(full)])
     if recipe.method is not None: im = _resize(im, recipe, full, frac)
     return Pixels(im, full)
 
@@ -91,21 +99,21 @@ def from_planes(
     ims = [Image.frombytes(mode if bands==1 else 'L', size, np.ascontiguousarray(o).tobytes()) for o in planes]
     return cls(ims[0] if bands==1 else Image.merge(mode, ims))
 
-# %% ../nbs/03_cache.ipynb #71e0843e
+# %% ../nbs/03_cache.ipynb #f2052b1b
 def _pad_index(n, n_out, px, pct, pad_mode):
-    "For each of `px` pixels of the result, which pixel of the centred result it shows (-1: none)"
-    tl,centre = int(pct*(n-n_out)),int(.5*(n-n_out))
-    m = n_out/px
-    first,last = int(np.ceil(-centre/m)),min(px,int(np.floor((n-centre)/m)))  # where the content lies in the centred result
-    i = np.arange(px)
+    "For each of `px` pixels of the result, which pixel of the centred result shows the same of the source (-1: none)"
+    tl,centre,m,i = int(pct*(n-n_out)),int(.5*(n-n_out)),n_out/px,np.arange(px)
+    first,last = max(0, int(np.ceil(-centre/m))),min(px, int(np.floor((n-centre)/m)))  # where the centred result shows nothing but source
     if tl==centre or last<=first: return i
-    i = i + round((tl-centre)/m) - first
-    length = last-first
-    if pad_mode==PadMode.Zeros: return np.where((i<0)|(i>=length), -1, i+first)
-    if pad_mode==PadMode.Border: return np.clip(i,0,length-1)+first
-    period = max(2*(length-1),1)
-    i = np.abs(i)%period
-    return np.minimum(i, period-i)+first
+    at = tl+(i+.5)*m-.5  # the source pixel at the centre of each pixel of the result
+    outside = (at<-.5)|(at>n-.5)
+    if pad_mode==PadMode.Reflection and n>1:
+        at = np.abs(at)%(2*(n-1))
+        at = np.minimum(at, 2*(n-1)-at)
+    res = np.clip(np.rint((at+.5-centre)/m-.5).astype(int), first, last-1)
+    if pad_mode==PadMode.Zeros: return np.where(outside, -1, res)
+    if pad_mode==PadMode.Border: return np.where(at<-.5, 0, np.where(at>n-.5, px-1, res))  # the centred result has the border's colour there
+    return res
 
 def _cut_padded(planes, full, recipe, pct):
     "The padded result with its content where `pct` puts it"

@@ -8,15 +8,15 @@ Docs: https://fastmem.github.io/fastmem/loader.html.md"""
 __all__ = ['worker_bytes', 'why_items', 'TargetColumn', 'WorkerRandom', 'relieve', 'tell', 'decide', 'tell_full', 'fill_columns',
            'CacheStats', 'MemDL']
 
-# %% ../nbs/05_loader.ipynb #7d4e4c90
-import gc, random, time
+# %% ../nbs/05_loader.ipynb #8d378d92
+import gc, itertools, random, time
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
-from fastai.data.load import fa_collate
-from fastai.torch_core import default_device, retain_types
+from fastai.data.load import SkipItemException, fa_collate
+from fastai.torch_core import get_random_states, retain_types, set_random_states
 from fastai.vision.core import *
 from fastcore.all import *
 
@@ -28,7 +28,7 @@ from .block import *
 # %% ../nbs/05_loader.ipynb #27814694
 _all_ = ['MemDL']
 
-# %% ../nbs/05_loader.ipynb #13a70ac3
+# %% ../nbs/05_loader.ipynb #bdf2b4c9
 _gathered_classes = PILImage,PILImageBW,PILMask
 _item_methods = 'create_item','do_item','create_batch','create_batches','do_batch','retain'
 
@@ -51,20 +51,36 @@ def _bad_columns(dl):
         elif column is not None and (column.recipe.cls not in _gathered_classes or len(column.after)):
             yield f'{column.recipe.cls.__name__} of element {i} is not opened as a plain RGB, grey or mask image'
 
+def _random_targets(dl, n=4):
+    "Whether targets are drawn: random numbers are used to make one, or it is another when it is made again"
+    states = get_random_states()
+    try: return not all(_is_steady(tl, i) for j,tl in enumerate(item_lists(dl.dataset)) if j not in dl.columns
+                        for i in range(0, len(tl), max(1, len(tl)//n)))
+    except SkipItemException: return True
+    finally: set_random_states(**states)
+
+def _is_steady(tl, i):
+    before,(a,b) = _all_random(),(tl[i],tl[i])
+    return before==_all_random() and (not isinstance(a, torch.Tensor) or torch.equal(a.as_subclass(torch.Tensor), b.as_subclass(torch.Tensor)))
+
+def _all_random(): return random.getstate(),np.random.get_state()[1].tobytes(),torch.get_rng_state().numpy().tobytes()
+
 def why_items(
     dl:MemDL, # A loader with a cache
 )->str: # '' if batches are gathered
     "Why the batches of `dl` are made item by item"
     if not dl.columns: return 'no images'
     if not (dl.indexed and dl.bs and isinstance(dl.dataset, Datasets)): return 'items are not indexed'
+    if dl.cache.arena.header['skips']: return 'items are skipped'
     if own := _own_methods(dl): return f'{own[0]} is replaced'
     if len([o for o in dl.before_batch.fs if o.name!='noop']): return f'{dl.before_batch.fs[0].name} runs before the batch is made'
+    if _random_targets(dl): return 'targets are random, or skipped'
     if tfms := _unknown_tfms(dl): return f'{tfms[0]} runs on each item'
     return first(_bad_columns(dl)) or ''
 
-# %% ../nbs/05_loader.ipynb #0eb043ea
+# %% ../nbs/05_loader.ipynb #ec2eb49d
 class TargetColumn:
-    "One element of the items that is no image: what fastai makes of it, remembered where it is small and steady"
+    "One element of the items that is no image: what fastai makes of it, remembered where it is small"
     max_bytes = 32 # of a target that is remembered
     def __init__(self,
         tl:TfmdLists, # The items and their type transforms
@@ -81,17 +97,16 @@ class TargetColumn:
         return res
 
     def _remember(self, idxs, items, res):
-        if self.known is None: self._start(idxs[0], items[0], res)
+        if self.known is None: self._start(items[0], res)
         if self.table is not None: self.table[idxs],self.known[idxs] = res.as_subclass(torch.Tensor),True
 
-    def _start(self, i, item, res):
-        "Make room for all targets, if they are tensors of one small size and the same when they are made again"
+    def _start(self, item, res):
+        "Make room for all targets, if they are tensors of one small size"
         self.known,n = np.zeros(len(self.tl), bool),len(self.tl)
-        again = fa_collate([(self.tl[i],)])[0]
-        if not isinstance(res, torch.Tensor) or res[0].nbytes>self.max_bytes or not torch.equal(again[0].as_subclass(torch.Tensor), res[0].as_subclass(torch.Tensor)): return
+        if not isinstance(res, torch.Tensor) or res[0].nbytes>self.max_bytes: return
         self.sample,self.table = item,torch.empty((n,*res.shape[1:]), dtype=res.dtype)
 
-# %% ../nbs/05_loader.ipynb #9612688f
+# %% ../nbs/05_loader.ipynb #2f9c20ee
 def _size_of(dl, column, i):
     "(width, height) of the images of a batch whose first item is `i`"
     recipe = column.recipe
@@ -113,10 +128,11 @@ def gather_batch(self:MemDL,
     idxs:list, # Items of the dataset
 )->tuple: # A batch before `after_batch`, with the types that stock gives it
     "The batch of the items `idxs`"
-    resize = self.partly_applied()
+    tls,resize = item_lists(self.dataset),self.partly_applied()
+    res = {j: self._targets(j, tl)[idxs] for j,tl in enumerate(tls) if j not in self.columns}
     pcts = [(.5,.5) if resize is None else self.draw_crop(resize) for _ in idxs]
-    return tuple(self._gather_images(self.columns[j], idxs, pcts) if j in self.columns else self._targets(j, tl)[idxs]
-                 for j,tl in enumerate(item_lists(self.dataset)))
+    res.update({j: self._gather_images(o, idxs, pcts) for j,o in self.columns.items()})
+    return tuple(res[j] for j in range(len(tls)))
 
 @patch
 def _targets(self:MemDL, j, tl):
@@ -197,28 +213,29 @@ def _watched(self:MemDL, batches):
             looked_s = time.monotonic()
         yield b
 
-# %% ../nbs/05_loader.ipynb #dcb3bbcf
-@patch
-def _readable(self:MemDL, i):
-    "Whether the images of item `i` can be read"
-    try: return all(self.cache.has(o.places[i], lambda: o.file(i), o.recipe, self.keep) for o in self.columns.values())
-    except bad_file_errors: return False  # asked for by on_error='skip'
-
+# %% ../nbs/05_loader.ipynb #4ab76fef
 @patch
 def create_batches(self:MemDL, samps):
     if self._why is None: self._start_epoch()  # called by a loader that wraps this one
     if not self.columns or self._why: return super(MemDL, self).create_batches(samps)
-    if self.options['on_error']=='skip': samps = filter(self._readable, samps)
-    make = self.gather_or_items
-    if (rand := self._worker_random) is not None: make = lambda o: rand.run(o[0], self.gather_or_items, o)
-    batches = map(make, enumerate(chunked(samps, self.bs)))
-    return (o for o in batches if not self.drop_last or len(first(o))==self.bs)
+    return self._gathered(filter(self.readable, samps) if self.options['on_error']=='skip' else samps)
 
 @patch
-def gather_or_items(self:MemDL, o):
-    "The batch of the items `o[1]`; images of other sizes than the first go item by item, to stock's own error"
-    try: return self.gather_batch(o[1])
-    except OtherSize: return self.do_batch([self.do_item(i) for i in o[1]])
+def _gathered(self:MemDL, samps):
+    chunks,rand = chunked(samps, self.bs),self._worker_random
+    for i,idxs in enumerate(chunks):
+        try: batch = self.gather_or_items(idxs) if rand is None else rand.run(i, self.gather_or_items, idxs)
+        except SkipItemException:  # a target was dropped: from here on batches are filled up item by item, as in stock
+            self.cache.arena.header['skips'] = 1
+            yield from super(MemDL, self).create_batches(itertools.chain(idxs, *chunks))
+            return
+        if len(idxs)==self.bs or not self.drop_last: yield batch
+
+@patch
+def gather_or_items(self:MemDL, idxs):
+    "The batch of the items `idxs`; images of other sizes than the first go item by item, to stock's own error"
+    try: return self.gather_batch(idxs)
+    except OtherSize: return self.do_batch([self.do_item(i) for i in idxs])
 
 # %% ../nbs/05_loader.ipynb #b67c0d81
 @patch

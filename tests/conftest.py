@@ -10,12 +10,17 @@ matplotlib.use('Agg')
 warnings.filterwarnings('ignore', category=FutureWarning, module='torch')
 root = Path(__file__).parents[1]
 
+def _is_helper(process):
+    "Whether it is one of multiprocessing's own, which stay, or has ended meanwhile"
+    try: return any(o in ' '.join(process.cmdline()) for o in ('resource_tracker','forkserver'))
+    except psutil.Error: return True
+
 @pytest.fixture(autouse=True)
 def clean():
     from fastmem.all import shared_guard
     yield
     for arena in list(shared_guard().arenas): arena.check()
-    mine = [o for o in psutil.Process().children(recursive=True) if 'resource_tracker' not in ' '.join(o.cmdline()) and 'forkserver' not in ' '.join(o.cmdline())]
+    mine = [o for o in psutil.Process().children(recursive=True) if not _is_helper(o)]
     gone,left = psutil.wait_procs(mine, timeout=10)
     assert not left, f'processes left behind: {left}'
 
