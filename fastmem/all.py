@@ -1,7 +1,10 @@
-"Everything fastmem has, to be imported after `fastai.vision.all`"
-from fastmem.guard import *
-from fastmem.plan import *
-from fastmem.arena import *
-from fastmem.cache import *
-from fastmem.block import *
-from fastmem.loader import *
+"What notebooks use of fastmem, to be imported after `fastai.vision.all`"
+from fastmem.guard import MemoryGuard, available_memory, memory_limits, shared_guard, total_memory, human_bytes
+from fastmem.plan import MemoryPlan, Recipe, probe
+from fastmem.arena import Arena
+from fastmem.cache import ImageCache
+from fastmem.block import MemDL, MemImageBlock, MemMaskBlock
+from fastmem.loader import CacheStats
+
+__all__ = ['MemoryGuard', 'available_memory', 'memory_limits', 'shared_guard', 'total_memory', 'human_bytes', 'MemoryPlan', 'Recipe',
+           'probe', 'Arena', 'ImageCache', 'MemDL', 'MemImageBlock', 'MemMaskBlock', 'CacheStats']

@@ -242,11 +242,18 @@ def image_bytes(self:Arena,
     "Bytes of the pixels of each image"
     return np.where(self.ready(places), self.sizes[places,0].astype(np.int64)*self.sizes[places,1]*self.pixel_bytes[places], 0)
 
-# %% ../nbs/02_arena.ipynb #ca6f8860
+# %% ../nbs/02_arena.ipynb #5807a7ca
+@patch
+def _repair(self:Arena):
+    "Forget what a process that was killed while it shrank the arena stamped with a generation that never came"
+    words = self.places[:int(self.header['next_place'])]
+    words[_generation(words)>self.generation] = 0
+
 @patch
 def purge(self:Arena)->int: # Bytes given back
     "Forget all images and give their memory back; safe at any time, in any process"
     with self.locked():
+        self._repair()
         before = self.used_bytes
         self.header['generation'] += 1
         _punch(self.fd, self.start, len(self.pixels))
@@ -254,7 +261,7 @@ def purge(self:Arena)->int: # Bytes given back
         self._end = self._next  # a new chunk asks the guard again
     return max(0, before-self.used_bytes)
 
-# %% ../nbs/02_arena.ipynb #675a60d9
+# %% ../nbs/02_arena.ipynb #ff9b2d8b
 @patch
 def _kept_end(self:Arena, places, n_bytes):
     "(numbers of `places` to keep, byte from which on `n_bytes` of their pixels lie)"
@@ -271,6 +278,7 @@ def shrink(self:Arena,
 )->int: # Bytes given back
     "Forget the images filled last and give their memory back; nothing more is kept until `full` is taken back"
     with self.locked():
+        self._repair()
         before,ids = self.used_bytes,np.arange(int(self.header['next_place']))
         kept,end = self._kept_end(ids[self.ready(ids)], n_bytes)
         self.header['full'] = 1

@@ -99,7 +99,7 @@ def from_planes(
     ims = [Image.frombytes(mode if bands==1 else 'L', size, np.ascontiguousarray(o).tobytes()) for o in planes]
     return cls(ims[0] if bands==1 else Image.merge(mode, ims))
 
-# %% ../nbs/03_cache.ipynb #f2052b1b
+# %% ../nbs/03_cache.ipynb #f693d464
 def _pad_index(n, n_out, px, pct, pad_mode):
     "For each of `px` pixels of the result, which pixel of the centred result shows the same of the source (-1: none)"
     tl,centre,m,i = int(pct*(n-n_out)),int(.5*(n-n_out)),n_out/px,np.arange(px)
@@ -110,8 +110,9 @@ def _pad_index(n, n_out, px, pct, pad_mode):
     if pad_mode==PadMode.Reflection and n>1:
         at = np.abs(at)%(2*(n-1))
         at = np.minimum(at, 2*(n-1)-at)
-    res = np.clip(np.rint((at+.5-centre)/m-.5).astype(int), first, last-1)
-    if pad_mode==PadMode.Zeros: return np.where(outside, -1, res)
+    res = np.rint((at+.5-centre)/m-.5).astype(int)
+    if pad_mode==PadMode.Zeros: return np.where(outside, -1, np.clip(res, first, last-1))
+    res = np.clip(res, 0, px-1)
     if pad_mode==PadMode.Border: return np.where(at<-.5, 0, np.where(at>n-.5, px-1, res))  # the centred result has the border's colour there
     return res
 
@@ -137,7 +138,7 @@ def cut(
     (W,H),(x,y) = recipe.size,grid_window(full, recipe.size, pct)
     return planes[:, y:y+H, x:x+W]
 
-# %% ../nbs/03_cache.ipynb #4da3ac03
+# %% ../nbs/03_cache.ipynb #df9d638a
 def _digests(files):
     "16 bytes for each path (absolute, so that a changed working directory is no other file)"
     return np.array([hashlib.blake2b(os.fsencode(os.path.abspath(o)), digest_size=16).digest() for o in files], dtype='V16').view('S16')
@@ -160,7 +161,7 @@ class ImageCache:
     ):
         self.guard = ifnone(guard, shared_guard())
         self.arena,self.kept,self.planned = Arena(self.guard),{},{}
-        self.told = self.verdict = None
+        self.told,self.verdict = False,None
 
     def add(self,
         files:list, # Paths; anything else has no place and is never kept
@@ -205,10 +206,15 @@ class ImageCache:
         n,total,errors = zip(*self.planned.values()) if self.planned else ((0,),(0,),(0.,))
         return make_plan(sum(n), sum(total), ' and '.join(sorted({o.store for o in self.planned})), self.guard, max(errors), self.arena.used_bytes)
 
+    def n_bytes(self)->tuple:
+        "(images in memory, bytes of their pixels)"
+        n_bytes = self.arena.image_bytes(np.arange(int(self.arena.header['next_place'])))
+        return int((n_bytes>0).sum()),int(n_bytes.sum())
+
     def __deepcopy__(self, memo): return self
     def __repr__(self):
-        n = int(self.arena.ready(np.arange(int(self.arena.header['next_place']))).sum())
-        return f'ImageCache: {n:,} images, {human_bytes(self.arena.used_bytes)}'
+        n,n_bytes = self.n_bytes()
+        return f'ImageCache: {n:,} images, {human_bytes(n_bytes)}'
 
 # %% ../nbs/03_cache.ipynb #1f182e91
 @patch

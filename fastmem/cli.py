@@ -8,7 +8,7 @@ Docs: https://fastmem.github.io/fastmem/cli.html.md"""
 __all__ = ['text_table', 'folder_plans', 'plan_report', 'fastmem_plan', 'digit_images', 'photo_images', 'make_demo_folder',
            'demo_dls', 'epoch_s', 'small_accuracy', 'DemoRun', 'run_demo', 'demo_report', 'fastmem_demo']
 
-# %% ../nbs/08_cli.ipynb #0704777f
+# %% ../nbs/08_cli.ipynb #e85003c8
 import statistics, tempfile, time
 from typing import NamedTuple
 
@@ -17,6 +17,8 @@ from fastai.vision.all import *
 from fastcore.script import call_parse
 
 from .all import *
+from .cache import n_cores
+from .plan import get_images
 
 # %% ../nbs/08_cli.ipynb #280cbfc3
 def text_table(

@@ -21,7 +21,7 @@ from PIL import Image
 
 from .guard import *
 
-# %% ../nbs/01_plan.ipynb #cdb2f34d
+# %% ../nbs/01_plan.ipynb #62afcbea
 def _crop(w, h, size):
     "Source pixels that fastai's `Resize` crops along x and y for an output of `size`"
     W,H = size
@@ -46,7 +46,8 @@ def aligned_grid(
     cw,ch = _crop(w, h, size)
     nx,_,x0,mx = _axis(w, cw, size[0])
     ny,_,y0,my = _axis(h, ch, size[1])
-    return (nx,ny), (x0, y0, x0+nx*mx, y0+ny*my)
+    x0,y0 = np.maximum(x0,0.),np.maximum(y0,0.)  # `tl-a*m` may fall a rounding error below
+    return (nx,ny), (x0, y0, np.minimum(x0+nx*mx,w), np.minimum(y0+ny*my,h))
 
 def grid_window(
     full, # (width, height) of the source; ints or arrays

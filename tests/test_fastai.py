@@ -1,5 +1,6 @@
 "All of fastai still works: what users do with DataLoaders and a Learner, on fastmem's"
 import os, shutil, subprocess, sys
+from copy import deepcopy
 from pathlib import Path
 
 import pandas as pd
@@ -214,6 +215,103 @@ def test_segmentation(tmp_path):
                                                   item_tfms=Resize(64), bs=4, num_workers=0, device='cpu').in_memory()
     passes(dls); dls.show_batch()
     assert dls.memory.n_cached==20 and dls.memory.batches=='gathered'
+
+# --- what is not as usual ---
+
+def test_a_block_without_options_keeps_the_validation_set_too(folder):
+    block = DataBlock((MemImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label, item_tfms=Resize(64), splitter=RandomSplitter(seed=1))
+    dls = block.dataloaders(folder, bs=8, num_workers=0, device='cpu')
+    passes(dls); before = dls.memory; passes(dls)
+    assert before.n_cached==before.n_items==40 and dls.memory.misses==before.misses
+
+def test_block_preloads_with_a_report(folder, capsys):
+    block = DataBlock((MemImageBlock(mode='preload'), CategoryBlock), get_items=get_image_files, get_y=parent_label, item_tfms=Resize(64))
+    dls = block.dataloaders(folder, bs=8, num_workers=0, device='cpu')
+    first(dls.train)
+    assert 'images/s' in capsys.readouterr().out
+
+def test_a_box_is_never_a_rounding_error_outside(tmp_path):
+    for i,size in enumerate([(650,260),(870,232)]): Image.new('RGB', size, (9,99,199)).save(tmp_path/f'{i}.jpg')
+    files = get_image_files(tmp_path)
+    dls = ImageDataLoaders.from_lists(tmp_path, files, ['a','a'], valid_pct=.5, item_tfms=Resize(224), bs=1, num_workers=0, device='cpu').in_memory()
+    passes(dls)
+    assert dls.memory.n_cached==2
+
+class Crop20(Transform):
+    def encodes(self, o:PILImage): return o.crop_pad(20)
+
+def whole(dls): return torch.cat([x.as_subclass(torch.Tensor) for x,_ in dls.valid])
+
+def same_as_stock(make_dls, change=noop, **kwargs):
+    stock,ours = make_dls(),make_dls().in_memory(**kwargs)
+    passes(ours)
+    for o in (stock,ours): change(o)
+    a,b = whole(stock),whole(ours)
+    return a.shape==b.shape and (a.float()-b.float()).abs().mean()<.01*max(1, a.float().abs().max())
+
+def test_a_type_transform_after_opening(folder):
+    files = get_image_files(folder)
+    make_dls = lambda: Datasets(files, [[PILImage.create, Crop20()], [parent_label, Categorize()]], splits=RandomSplitter(seed=1)(files)).dataloaders(
+        after_item=[Resize(16), ToTensor()], bs=8, num_workers=0, device='cpu')
+    assert same_as_stock(make_dls)
+    with pytest.raises(ValueError, match='Crop20'): make_dls().in_memory(store='resized')
+
+@pytest.mark.parametrize('change', [
+    lambda dls: setattr(dls.valid, 'after_item', Pipeline([Resize(32), ToTensor()])),
+    lambda dls: setattr(dls.valid.after_item.fs[0], 'size', fastuple(32,32)),
+    lambda dls: setattr(dls.valid, 'after_item', Pipeline([RandomResizedCrop(32), ToTensor()])),
+    lambda dls: dls.valid.after_item.add(CropPad(300)),
+    lambda dls: setattr(dls.valid.dataset.tls[0], 'items', list(dls.valid.dataset.tls[0].items)[::-1])])
+def test_item_transforms_and_items_may_change_later(folder, change):
+    assert same_as_stock(lambda: make(folder), change)
+
+def test_a_loader_that_makes_its_own_items_is_refused(folder):
+    class Mine(TfmdDL):
+        def create_item(self, s): return super().create_item(s)
+    dls = DataLoaders(Mine(make(folder).train_ds, bs=4, num_workers=0, after_item=[Resize(16), ToTensor()]))
+    with pytest.raises(TypeError, match='Mine has a `create_item` of its own'): dls.in_memory()
+
+def test_targets_that_change_are_asked_for_again(folder):
+    files,labels = get_image_files(folder),{}
+    labels.update({o: 0. for o in files})
+    dls = DataBlock((ImageBlock, RegressionBlock), get_y=labels.get, item_tfms=Resize(16)).dataloaders(files, bs=8, num_workers=0, device='cpu').in_memory()
+    for _ in dls.train: pass
+    labels.update({o: 1. for o in files})
+    assert all((y==1).all() for _,y in dls.train)
+
+def test_targets_of_other_lengths(folder):
+    files = get_image_files(folder)
+    dls = DataBlock((ImageBlock, TransformBlock), get_y=lambda o: tensor([1]*(1+int(o.stem)%3)), item_tfms=Resize(16)).dataloaders(
+        files, bs=1, num_workers=0, device='cpu').in_memory()
+    for _ in range(2): assert {len(y[0]) for _,y in dls.train}=={1,2,3}
+
+def test_a_missing_target_is_raised_when_it_is_reached(folder):
+    files = sorted(get_image_files(folder))
+    def get_y(o): return tensor(1.) if o!=files[20] else load_image(folder/'missing.png')
+    dls = DataBlock((ImageBlock, TransformBlock), get_y=get_y, item_tfms=Resize(16), splitter=IndexSplitter([0])).dataloaders(
+        files, bs=4, num_workers=0, device='cpu', shuffle=False).in_memory()
+    assert dls.memory.n_items==40
+    batches = iter(dls.train)
+    for _ in range(4): next(batches)
+    with pytest.raises(FileNotFoundError): list(batches)
+
+class PILAny(PILImage): _open_args = {}
+
+def test_modes_that_are_not_kept(tmp_path):
+    files = photo_folder(tmp_path, 6)
+    for o in files: PILImage.create(o).convert('P').save(o.with_suffix('.png')); o.unlink()
+    files = get_image_files(tmp_path)
+    dls = ImageDataLoaders.from_lists(tmp_path, files, ['a']*6, valid_pct=.5, seed=1, img_cls=PILAny, item_tfms=Resize(16), bs=3, num_workers=0, device='cpu').in_memory()
+    assert first(dls.train)[0].shape==(3,1,16,16)
+
+def test_a_deep_copy_stays_in_memory(dls):
+    passes(dls)
+    copied = deepcopy(dls)
+    passes(copied)
+    assert copied.train.cache is dls.train.cache and dls.memory.misses==40
+
+def test_stream_is_not_preloaded(folder):
+    with pytest.raises(ValueError, match="mode='stream' keeps nothing"): make(folder).in_memory(mode='stream').preload()
 
 # --- errors ---
 

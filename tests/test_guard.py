@@ -6,6 +6,7 @@ import psutil
 import pytest
 from fastai.vision.all import *
 from fastmem.all import *
+from fastmem.guard import *
 from helpers import photo_folder
 
 def tree(root, files):
@@ -155,6 +156,7 @@ import os, sys
 open(sys.argv[1]+'/cgroup.procs', 'w').write(str(os.getpid()))
 from fastai.vision.all import *
 from fastmem.all import *
+from fastmem.guard import *
 assert any('fastmem-test' in o for o in memory_limits()), memory_limits()
 assert total_memory()<=700_000_000
 files = get_image_files(sys.argv[2])

@@ -6,6 +6,7 @@ import pytest
 from PIL import ImageFile
 from fastai.vision.all import *
 from fastmem.all import *
+from fastmem.plan import *
 from helpers import *
 
 n_train,n_valid,bs = 8,5,3  # neither divides by bs: what `drop_last` drops, and a short last batch

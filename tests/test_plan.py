@@ -3,6 +3,8 @@
 import pytest
 from fastai.vision.all import *
 from fastmem.all import *
+from fastmem.cache import *
+from fastmem.plan import *
 from helpers import *
 
 class Traced(Image.Image):

@@ -6,6 +6,7 @@ import psutil
 import pytest
 from fastai.vision.all import *
 from fastmem.all import *
+from fastmem.cache import *
 from helpers import photo_folder
 
 def make(path, **kwargs):
@@ -21,6 +22,7 @@ start_method = '''
 import torch.multiprocessing as mp, shutil, sys
 from fastai.vision.all import *
 from fastmem.all import *
+from fastmem.cache import *
 from helpers import photo_folder
 
 if __name__=='__main__':
@@ -39,8 +41,7 @@ if __name__=='__main__':
     dls.train.cache.check()
 '''
 
-@pytest.mark.parametrize('method', ['fork','spawn','forkserver'])
-@pytest.mark.parametrize('store', ['resized','decoded'])
+@pytest.mark.parametrize('method,store', [('fork','resized'), ('spawn','resized'), ('fork','decoded'), ('spawn','decoded'), ('forkserver','decoded')])
 def test_after_one_pass_the_folder_may_go(tmp_path, method, store):
     "Workers fill what every later process reads; 'decoded' with a random crop uses workers in warm epochs too"
     program = tmp_path/'program.py'; program.write_text(start_method)
@@ -101,6 +102,7 @@ interrupted = '''
 import os, signal, sys, threading, time
 from fastai.vision.all import *
 from fastmem.all import *
+from fastmem.cache import *
 from fastmem import cache as module
 path = sys.argv[1]
 dls = ImageDataLoaders.from_folder(path, valid_pct=.2, seed=1, item_tfms=Resize(64), bs=8, num_workers=0, device='cpu').in_memory()
@@ -239,8 +241,11 @@ pss = '''
 import sys, psutil
 from fastai.vision.all import *
 from fastmem.all import *
+from fastmem.cache import *
 files = get_image_files(sys.argv[1])
-items = files*int(sys.argv[2])
+for i in range(int(sys.argv[2])):
+    for o in files: o.with_name(f'{i}_{o.name}').hardlink_to(o)
+files = get_image_files(sys.argv[1])
 def tree(): return sum(o.memory_full_info().pss for o in [psutil.Process(), *psutil.Process().children(recursive=True)] if o.status()!='zombie')
 def peak(dls):
     res,own = [],[0]
@@ -256,7 +261,7 @@ for _ in range(2): base = peak(stock)
 dls = make().in_memory(store='decoded', mode='preload')
 peak(dls); warm = peak(dls)
 cached = dls.memory.cached_bytes
-assert cached>100e6, cached
+assert cached>500e6, cached
 print(f'{cached/1e6:.0f} MB cached, PSS {(warm-base)/1e6:.0f} MB above stock: {(warm-base)/cached:.3f}')
 assert warm-base <= 1.1*cached, (warm, base, cached)
 '''
@@ -264,10 +269,18 @@ assert warm-base <= 1.1*cached, (warm, base, cached)
 def test_four_workers_hold_one_copy(tmp_path, run_python):
     photo_folder(tmp_path, 300)
     program = tmp_path.parent/f'{tmp_path.name}.py'; program.write_text(pss)
-    res = subprocess.run([sys.executable, '-W', 'ignore', program, tmp_path, '1'], capture_output=True, text=True, timeout=300)
+    res = subprocess.run([sys.executable, '-W', 'ignore', program, tmp_path, '3'], capture_output=True, text=True, timeout=300)
     program.unlink()
     print(res.stdout)
     assert res.returncode==0, res.stdout+res.stderr
+
+def test_a_process_killed_while_it_shrinks_leaves_no_black_images():
+    arena = Arena(MemoryGuard(limit_bytes=10_000_000))
+    first = arena.reserve_places(2)
+    arena.write(first, np.ones((3,100,100), np.uint8), (100,100))
+    arena.places[first] += np.uint64(1<<40)  # stamped with the next generation, and killed before it came
+    arena.purge()
+    assert arena.place(first) is None
 
 def held_bytes(): return sum(o.used_bytes for o in shared_guard().arenas)
 
