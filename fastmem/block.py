@@ -107,7 +107,7 @@ def choose_recipe(
                                         f"item_tfms are {[o.name.split(' ')[0] for o in dl.after_item.fs]}")
     return resize_recipe(cls, resize)
 
-# %% ../nbs/04_block.ipynb #46953ce8
+# %% ../nbs/04_block.ipynb #04104fa7
 def random_state_kept(f):
     "Call `f` and leave Python's random numbers as if it had not been"
     state = random.getstate()
@@ -147,6 +147,7 @@ class MemDL(TfmdDL):
         on_error:str='raise', # A bad file: 'raise' as stock does when a batch reaches it, 'skip' drops the item
         **kwargs
     ):
+        kwargs.pop('from_block', None)
         super().__init__(dataset, **kwargs)
         check_guard(cache, guard)
         self.attach(cache, mode=mode, store=store, size=size, guard=guard, on_full=on_full, on_error=on_error)
@@ -264,7 +265,7 @@ def _do_resized(self:MemDL, i, resize):
     item = self._with_images(i, others, pct)
     return compose_tfms(item, [o for o in self.after_item.fs if o is not resize], split_idx=split_idx)
 
-# %% ../nbs/04_block.ipynb #a034a663
+# %% ../nbs/04_block.ipynb #444274e0
 item_methods = 'create_item','do_item','create_batch','create_batches','do_batch','retain'
 
 @functools.lru_cache(maxsize=None)
@@ -289,11 +290,12 @@ def in_memory_dl(
 def new(self:MemDL, dataset=None, cls=None, **kwargs):
     "A new loader with some arguments changed, on the same cache"
     asked = {k:kwargs.pop(k) for k in list(kwargs) if k in self.options}
+    add = dataset is None or bool(asked) or kwargs.pop('from_block', False)  # a block's loaders hand its options on, `test_dl` does not
     cache = kwargs.pop('cache', None) or self.cache
     if self._asked_workers is not None: kwargs.setdefault('num_workers', self._asked_workers)
     res = super(MemDL, self).new(dataset, self.stock_cls if cls is None or issubclass(cls, MemDL) else cls, **kwargs)
     if cls is not None and not issubclass(cls, MemDL): return res
-    return in_memory_dl(res, cache, like=self, add=dataset is None or bool(asked), **merge(self.options, asked))
+    return in_memory_dl(res, cache, like=self, add=add, **merge(self.options, asked))
 
 # %% ../nbs/04_block.ipynb #4f826f51
 def _empty(stock_cls): return object.__new__(mem_class(stock_cls))
@@ -318,9 +320,7 @@ def __deepcopy__(self:MemDL, memo):
 @patch
 def __copy__(self:MemDL): return in_memory_dl(self, self.cache, like=self, **self.options)
 
-# %% ../nbs/04_block.ipynb #f751d7d8
-def _given(options): return options or dict(mode='lazy')  # an option is what tells `MemDL.new` that the files are to be kept
-
+# %% ../nbs/04_block.ipynb #4c685e3a
 @delegates(MemDL.__init__, but='dataset')
 def MemImageBlock(
     cls:PILBase=PILImage, # fastai's image class
@@ -328,7 +328,7 @@ def MemImageBlock(
 ):
     "`ImageBlock` whose images are kept in memory"
     block = ImageBlock(cls)
-    block.dl_type,block.dls_kwargs = MemDL,_given(kwargs)
+    block.dl_type,block.dls_kwargs = MemDL,{**kwargs, 'from_block': True}
     return block
 
 @delegates(MemDL.__init__, but='dataset')
@@ -338,5 +338,5 @@ def MemMaskBlock(
 ):
     "`MaskBlock` whose masks are kept in memory"
     block = MaskBlock(codes)
-    block.dl_type,block.dls_kwargs = MemDL,_given(kwargs)
+    block.dl_type,block.dls_kwargs = MemDL,{**kwargs, 'from_block': True}
     return block

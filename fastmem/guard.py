@@ -111,11 +111,12 @@ def default_reserve_bytes(
     total_bytes = ifnone(total_bytes, total_memory())
     return int(min(max(total_bytes*.1, 128e6), 4e9))
 
-# %% ../nbs/00_guard.ipynb #775cc985
+# %% ../nbs/00_guard.ipynb #67b55a94
 def _check_bytes(name, n):
-    if n is None: return
-    if not isinstance(n, int) or isinstance(n, bool) or n<0:
-        raise ValueError(f"{name} must be a whole number of bytes, 0 or more, not {n!r}: write e.g. {name}=2_000_000_000 for 2 GB")
+    if n is None: return None
+    if not isinstance(n, (int,float)) or isinstance(n, bool) or n<0 or n!=n//1:
+        raise ValueError(f"{name} must be a whole number of bytes, 0 or more, not {n!r}: write e.g. {name}=2e9 for 2 GB")
+    return int(n)
 
 class MemoryGuard:
     "Says how many bytes caches may take now. One guard is shared by all caches of a process"
@@ -123,8 +124,8 @@ class MemoryGuard:
         reserve_bytes:int=None, # Bytes to leave free, always; `default_reserve_bytes` if `None`
         limit_bytes:int=None, # The most that all caches of this guard may take together; no limit of its own if `None`
     ):
-        _check_bytes('reserve_bytes', reserve_bytes); _check_bytes('limit_bytes', limit_bytes)
-        self.reserve_bytes,self.limit_bytes = ifnone(reserve_bytes, default_reserve_bytes()),limit_bytes
+        self.reserve_bytes = ifnone(_check_bytes('reserve_bytes', reserve_bytes), default_reserve_bytes())
+        self.limit_bytes = _check_bytes('limit_bytes', limit_bytes)
         self.arenas = WeakSet()
 
     @property

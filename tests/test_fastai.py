@@ -218,11 +218,17 @@ def test_segmentation(tmp_path):
 
 # --- what is not as usual ---
 
-def test_a_block_without_options_keeps_the_validation_set_too(folder):
-    block = DataBlock((MemImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label, item_tfms=Resize(64), splitter=RandomSplitter(seed=1))
+@pytest.mark.parametrize('shared', [False,True])
+def test_a_block_without_options_keeps_the_validation_set_too(folder, shared):
+    block = DataBlock((MemImageBlock(cache=ImageCache()) if shared else MemImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label, item_tfms=Resize(64), splitter=RandomSplitter(seed=1))
     dls = block.dataloaders(folder, bs=8, num_workers=0, device='cpu')
     passes(dls); before = dls.memory; passes(dls)
     assert before.n_cached==before.n_items==40 and dls.memory.misses==before.misses
+
+def test_options_of_two_blocks_are_joined(folder):
+    dls = DataBlock((MemImageBlock(mode='preload'), MemMaskBlock(store='decoded')), item_tfms=Resize(16)).dataloaders(
+        get_image_files(folder), bs=8, num_workers=0, device='cpu')
+    assert (dls.memory.mode,dls.memory.store)==('preload','decoded')
 
 def test_block_preloads_with_a_report(folder, capsys):
     block = DataBlock((MemImageBlock(mode='preload'), CategoryBlock), get_items=get_image_files, get_y=parent_label, item_tfms=Resize(64))

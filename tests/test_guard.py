@@ -70,9 +70,10 @@ def test_group_outside_the_mount(tmp_path):
 def test_guard_takes_the_least_and_names_it():
     guard = MemoryGuard(reserve_bytes=0, limit_bytes=1000)
     assert guard.budget()==1000 and guard.binding()=='limit_bytes'
+    assert MemoryGuard(limit_bytes=2e9).limit_bytes==2_000_000_000
     assert MemoryGuard(reserve_bytes=0).budget()<=psutil.virtual_memory().total
 
-@pytest.mark.parametrize('bad', [-1, '2GB', 1.5, True])
+@pytest.mark.parametrize('bad', [-1, '2GB', 1.5, True, float('inf'), float('nan')])
 def test_bad_bytes_name_the_argument_and_the_value(bad):
     with pytest.raises(ValueError, match=f'limit_bytes.*{bad!r}'): MemoryGuard(limit_bytes=bad)
     with pytest.raises(ValueError, match='reserve_bytes'): MemoryGuard(reserve_bytes=bad)
