@@ -9,11 +9,10 @@ __all__ = ['stores', 'modes', 'on_fulls', 'on_errors', 'bad_file_errors', 'item_
            'item_lists', 'find_images', 'leading_resize', 'choose_recipe', 'random_state_kept', 'check_guard', 'MemDL',
            'same_file', 'mem_class', 'in_memory_dl', 'MemImageBlock', 'MemMaskBlock']
 
-# %% ../nbs/04_block.ipynb #00265600
+# %% ../nbs/04_block.ipynb #2a6005c9
 import copy, functools, multiprocessing.context, os, random, weakref
 
-from fastai.data.block import TransformBlock
-from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
+from fastai.data.core import Datasets, TfmdDL, TfmdLists
 from fastai.data.load import SkipItemException, _FakeLoader
 from fastai.vision.augment import RandTransform, Resize, ResizeMethod
 from fastai.vision.core import *

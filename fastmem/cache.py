@@ -8,7 +8,7 @@ Docs: https://fastmem.github.io/fastmem/cache.html.md"""
 __all__ = ['mode_names', 'Pixels', 'make_pixels', 'to_planes', 'from_planes', 'cut', 'Kept', 'ImageCache', 'n_cores',
            'map_threads', 'OtherSize', 'Fill']
 
-# %% ../nbs/03_cache.ipynb #9e4500ba
+# %% ../nbs/03_cache.ipynb #28723c1b
 import hashlib, os, time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 from fastai.vision.augment import NEAREST, PadMode, Resize
 from fastai.vision.core import *
-from fastai.data.load import SkipItemException
 from fastcore.all import *
 from fastprogress.fastprogress import progress_bar
 from PIL import Image
@@ -78,7 +77,7 @@ def make_pixels(
     if recipe.method is not None: im = _resize(im, recipe, full, frac)
     return Pixels(im, full)
 
-# %% ../nbs/03_cache.ipynb #337d0b7a
+# %% ../nbs/03_cache.ipynb #260c76dd
 mode_names = list(pixel_modes)
 
 def to_planes(
@@ -95,7 +94,7 @@ def from_planes(
     cls:type=PILImage, # fastai's image class
 ):
     "An image of `cls` with a copy of `planes`"
-    (bands,dtype),size = pixel_modes[mode],planes.shape[:0:-1]
+    bands,size = pixel_modes[mode][0],planes.shape[:0:-1]
     ims = [Image.frombytes(mode if bands==1 else 'L', size, np.ascontiguousarray(o).tobytes()) for o in planes]
     return cls(ims[0] if bands==1 else Image.merge(mode, ims))
 
@@ -279,11 +278,11 @@ def map_threads(
         for some in chunked(items, 1024): yield from pool.map(f, some)  # a future is 1 kB: not for a million at once
     finally: pool.shutdown(wait=True, cancel_futures=True)
 
-# %% ../nbs/03_cache.ipynb #3e5d49a9
+# %% ../nbs/03_cache.ipynb #b8d25b57
 @patch
 def _gatherable(self:ImageCache, places, recipe, out):
     "Which places hold an image that makes a window of the batch `out`"
-    arena,(bands,H,W) = self.arena,out.shape[1:]
+    arena,(H,W) = self.arena,out.shape[2:]
     res = arena.ready(places) & (arena.modes[places]==mode_names.index(open_mode(recipe.cls)))
     if recipe.method in ('crop','pad'): return res
     return res & (arena.sizes[places,0]==W) & (arena.sizes[places,1]==H)

@@ -8,13 +8,13 @@ Docs: https://fastmem.github.io/fastmem/plan.html.md"""
 __all__ = ['pixel_modes', 'aligned_grid', 'grid_window', 'nearest_index', 'Recipe', 'resize_recipe', 'open_mode', 'pixel_bytes',
            'image_header', 'MemoryPlan', 'html_table', 'sample_bytes', 'get_images', 'probe', 'make_plan']
 
-# %% ../nbs/01_plan.ipynb #dd86cd7f
+# %% ../nbs/01_plan.ipynb #9bb4cc5c
 import random
 from typing import NamedTuple
 
 import numpy as np
 from fastai.vision.core import *
-from fastai.vision.augment import ResizeMethod, PadMode, BILINEAR, NEAREST
+from fastai.vision.augment import PadMode, BILINEAR
 from fastai.data.transforms import get_image_files
 from fastcore.all import *
 from PIL import Image
