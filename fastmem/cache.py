@@ -6,7 +6,7 @@ Docs: https://fastmem.github.io/fastmem/cache.html.md"""
 
 # %% auto #0
 __all__ = ['mode_names', 'Pixels', 'make_pixels', 'to_planes', 'from_planes', 'cut', 'Kept', 'ImageCache', 'n_cores',
-           'map_threads', 'OtherSize', 'Fill']
+           'worthwhile_threads', 'map_threads', 'OtherSize', 'Fill']
 
 # %% ../nbs/03_cache.ipynb #28723c1b
 import hashlib, os, time
@@ -259,10 +259,20 @@ def has(self:ImageCache, place, file_of, recipe, keep=True)->bool:
     if place<0 or self.arena.place(place) is None: self._make(place, file_of(), recipe, keep)
     return True
 
-# %% ../nbs/03_cache.ipynb #224f12e0
+# %% ../nbs/03_cache.ipynb #8896aace
 def n_cores():
     "Cores that this process may use"
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else (os.cpu_count() or 1)
+
+_small_file_bytes = 16_000
+
+def worthwhile_threads(
+    file, # One of the files to be read
+    n_workers:int, # Threads to choose from
+)->int:
+    "`n_workers`, or 1 for files so small that handing one to a thread costs more than decoding it"
+    try: return 1 if os.path.getsize(file)<_small_file_bytes else n_workers
+    except (OSError, TypeError): return n_workers  # not a file, or gone: reading it says so
 
 def map_threads(
     f, # Called with each of `items`
@@ -278,7 +288,7 @@ def map_threads(
         for some in chunked(items, 1024): yield from pool.map(f, some)  # a future is 1 kB: not for a million at once
     finally: pool.shutdown(wait=True, cancel_futures=True)
 
-# %% ../nbs/03_cache.ipynb #b8d25b57
+# %% ../nbs/03_cache.ipynb #8577cd0b
 @patch
 def _gatherable(self:ImageCache, places, recipe, out):
     "Which places hold an image that makes a window of the batch `out`"
@@ -323,10 +333,11 @@ def gather(self:ImageCache,
         planes = cut(to_planes(pixels.im), pixels.full, recipe, pcts[i])
         if planes.shape!=out.shape[1:]: raise OtherSize(f'{file_of(i)} is {planes.shape[:0:-1]}, the batch is {size}')
         out[i] = planes
+    if len(missing): n_workers = worthwhile_threads(file_of(missing[0]), n_workers)
     for _ in map_threads(make, missing.tolist(), n_workers): pass
     return out
 
-# %% ../nbs/03_cache.ipynb #d95f2009
+# %% ../nbs/03_cache.ipynb #827d7507
 class Fill(NamedTuple):
     "An image to be filled"
     place:int
@@ -352,7 +363,7 @@ def fill(self:ImageCache,
     todo = [o for o,b in zip(fills, ~self.arena.ready(places)) if b and o.place>=0]
     if not todo: return {}
     errors,bar,start_s = {},progress_bar(todo, display=show),time.perf_counter()
-    filling = map_threads(self._fill_one, todo, ifnone(n_workers, n_cores()))
+    filling = map_threads(self._fill_one, todo, ifnone(n_workers, worthwhile_threads(todo[0].file, n_cores())))
     try:
         for i,(o,error) in enumerate(zip(bar, filling)):
             if error is not None: errors[o.file] = error
