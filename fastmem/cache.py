@@ -259,7 +259,7 @@ def has(self:ImageCache, place, file_of, recipe, keep=True)->bool:
     if place<0 or self.arena.place(place) is None: self._make(place, file_of(), recipe, keep)
     return True
 
-# %% ../nbs/03_cache.ipynb #8896aace
+# %% ../nbs/03_cache.ipynb #abf0e373
 def n_cores():
     "Cores that this process may use"
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else (os.cpu_count() or 1)
@@ -271,8 +271,9 @@ def worthwhile_threads(
     n_workers:int, # Threads to choose from
 )->int:
     "`n_workers`, or 1 for files so small that handing one to a thread costs more than decoding it"
+    if not isinstance(file, (str,os.PathLike)): return n_workers
     try: return 1 if os.path.getsize(file)<_small_file_bytes else n_workers
-    except (OSError, TypeError): return n_workers  # not a file, or gone: reading it says so
+    except OSError: return n_workers  # it is gone: reading it says so
 
 def map_threads(
     f, # Called with each of `items`
