@@ -264,7 +264,7 @@ def _do_resized(self:MemDL, i, resize):
     item = self._with_images(i, others, pct)
     return compose_tfms(item, [o for o in self.after_item.fs if o is not resize], split_idx=split_idx)
 
-# %% ../nbs/04_block.ipynb #444274e0
+# %% ../nbs/04_block.ipynb #7a8f2cec
 item_methods = 'create_item','do_item','create_batch','create_batches','do_batch','retain'
 
 @functools.lru_cache(maxsize=None)
@@ -288,8 +288,8 @@ def in_memory_dl(
 @patch
 def new(self:MemDL, dataset=None, cls=None, **kwargs):
     "A new loader with some arguments changed, on the same cache"
-    asked = {k:kwargs.pop(k) for k in list(kwargs) if k in self.options}
-    add = dataset is None or bool(asked) or kwargs.pop('from_block', False)  # a block's loaders hand its options on, `test_dl` does not
+    asked,from_block = {k:kwargs.pop(k) for k in list(kwargs) if k in self.options},kwargs.pop('from_block', False)
+    add = dataset is None or bool(asked) or from_block  # a block's loaders hand its options on, `test_dl` does not
     cache = kwargs.pop('cache', None) or self.cache
     if self._asked_workers is not None: kwargs.setdefault('num_workers', self._asked_workers)
     res = super(MemDL, self).new(dataset, self.stock_cls if cls is None or issubclass(cls, MemDL) else cls, **kwargs)

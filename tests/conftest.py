@@ -24,17 +24,6 @@ def clean():
     gone,left = psutil.wait_procs(mine, timeout=10)
     assert not left, f'processes left behind: {left}'
 
-@pytest.fixture
-def run_python():
-    "Run a program in a fresh interpreter; its output, or an `AssertionError` with it"
-    import os, subprocess, sys
-    def _run(code, timeout=240, **kwargs):
-        res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, timeout=timeout,
-                             env={**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(Path(__file__).parent)}, **kwargs)
-        assert res.returncode==0, f'exit {res.returncode}\n{res.stdout}\n{res.stderr}'
-        return res.stdout
-    return _run
-
 def pytest_collection_modifyitems(items):
     "`from fastai.vision.all import *` brings fastcore's `test_eq` and others, which are no tests of ours"
     items[:] = [o for o in items if o.function.__module__==o.module.__name__]

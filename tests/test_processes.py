@@ -126,7 +126,7 @@ assert dls.memory.n_cached==60 and len(read)==60-n, (len(read), n)
 c.check()
 '''
 
-def test_ctrl_c_in_a_preload_and_going_on(tmp_path, run_python):
+def test_ctrl_c_in_a_preload_and_going_on(tmp_path):
     photo_folder(tmp_path, 60)
     program = tmp_path.parent/f'{tmp_path.name}.py'; program.write_text(interrupted)
     res = subprocess.run([sys.executable, '-W', 'ignore', program, tmp_path], capture_output=True, text=True, timeout=120)
@@ -173,6 +173,11 @@ def by_content(path, n=48):
         (folder := Path(path)/str(i)).mkdir(parents=True)
         Image.new('RGB', (90+i%7, 80), (i+1,)*3).save(folder/f'{i}.png')
 
+def check_content(x, y, vocab):
+    "Every pixel of a batch of `by_content` is that of its own image"
+    wanted = torch.tensor([int(vocab[i])+1 for i in y]).view(-1,1,1,1)
+    assert (x.as_subclass(torch.Tensor)==wanted).all(), 'a pixel of another image, or of none'
+
 @pytest.mark.parametrize('workers,tfms', [(0,[Resize(32)]), (2,[Resize(32)]), (2,[Resize(32),FlipItem()]), (2,[FlipItem(),Resize(32)])])
 def test_purging_while_workers_read_never_gives_a_wrong_pixel(tmp_path, workers, tfms):
     by_content(tmp_path)
@@ -185,8 +190,7 @@ def test_purging_while_workers_read_never_gives_a_wrong_pixel(tmp_path, workers,
     try:
         for _ in range(6):
             for x,y in dls.train:
-                wanted = torch.tensor([int(vocab[i])+1 for i in y]).view(-1,1,1,1)
-                assert (x.as_subclass(torch.Tensor)==wanted).all(), 'a pixel of another image, or of none'
+                check_content(x, y, vocab)
                 n += len(y)
     finally: stop.set(); thread.join()
     assert n==6*(len(dls.train_ds)//8*8)
@@ -214,8 +218,7 @@ def test_shrinking_while_workers_read_never_gives_a_wrong_pixel(tmp_path, worker
     try:
         for _ in range(6):
             for x,y in dls.train:
-                wanted = torch.tensor([int(vocab[i])+1 for i in y]).view(-1,1,1,1)
-                assert (x.as_subclass(torch.Tensor)==wanted).all(), 'a pixel of another image, or of none'
+                check_content(x, y, vocab)
     finally: stop.set(); thread.join()
     dls.train.cache.check()
 
@@ -266,7 +269,7 @@ print(f'{cached/1e6:.0f} MB cached, PSS {(warm-base)/1e6:.0f} MB above stock: {(
 assert warm-base <= 1.1*cached, (warm, base, cached)
 '''
 
-def test_four_workers_hold_one_copy(tmp_path, run_python):
+def test_four_workers_hold_one_copy(tmp_path):
     photo_folder(tmp_path, 300)
     program = tmp_path.parent/f'{tmp_path.name}.py'; program.write_text(pss)
     res = subprocess.run([sys.executable, '-W', 'ignore', program, tmp_path, '3'], capture_output=True, text=True, timeout=300)
