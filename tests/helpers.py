@@ -1,5 +1,5 @@
 "What tests share: small images on disk, the batches of a run, and how alike two of them are"
-import random
+import os, random, subprocess, sys
 from functools import lru_cache
 
 from fastai.vision.all import *
@@ -43,3 +43,12 @@ def batches(dls, n_epochs=1):
 def random_states():
     "What all random numbers that fastai draws from now on depend on, to be compared"
     return random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state().tolist()
+
+def run_program(tmp_path, code, *args, timeout_s=300):
+    "Run `code` with `args` in a Python of its own, which has to end well; what it printed"
+    program = tmp_path.parent/f'{tmp_path.name}.py'; program.write_text(code)  # a file, for spawned workers to import
+    res = subprocess.run([sys.executable, '-W', 'ignore', program, *args], capture_output=True, text=True, timeout=timeout_s,
+                         env={**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(Path(__file__).parent)})
+    program.unlink()
+    assert res.returncode==0, res.stdout+res.stderr
+    return res.stdout

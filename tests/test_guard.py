@@ -1,5 +1,5 @@
 "The guard on made-up and on real cgroups, and what a cache does when it says no"
-import os, uuid
+import uuid
 from pathlib import Path
 
 import psutil
@@ -7,7 +7,7 @@ import pytest
 from fastai.vision.all import *
 from fastmem.all import *
 from fastmem.guard import *
-from helpers import photo_folder
+from helpers import photo_folder, run_program
 
 def tree(root, files):
     for name,text in files.items():
@@ -183,10 +183,6 @@ dls.train.cache.check()
 
 @pytest.mark.parametrize('workers', [0,2])
 def test_more_data_than_a_real_cgroup_allows_is_not_killed(tmp_path, cgroup_700mb, workers):
-    import subprocess, sys
     photo_folder(tmp_path/'photos', 20)
-    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', program, str(cgroup_700mb), str(tmp_path), str(workers)],
-                         capture_output=True, text=True, timeout=300, env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''})
-    assert res.returncode==0, f'exit {res.returncode}\n{res.stdout}\n{res.stderr}'
-    said = [o for o in res.stdout.splitlines() if o.startswith('fastmem:')]
-    assert len(said)==1 and 'cgroup' in said[0], res.stdout
+    said = [o for o in run_program(tmp_path, program, cgroup_700mb, tmp_path, str(workers)).splitlines() if o.startswith('fastmem:')]
+    assert len(said)==1 and 'cgroup' in said[0], said
