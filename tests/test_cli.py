@@ -21,17 +21,83 @@ def test_plan_decodes_nothing(tmp_path):
     res = run('fastmem-plan', tmp_path)
     assert res.returncode==0 and 'keep every image' in res.stdout
 
-@pytest.mark.parametrize('name', ['fastmem-plan','fastmem-demo'])
+@pytest.mark.parametrize('name', ['fastmem-plan','fastmem-demo','fastmem-bench'])
 def test_a_wrong_folder_is_one_line(tmp_path, name):
-    args = [tmp_path/'nowhere'] if name=='fastmem-plan' else ['--path', tmp_path/'nowhere']
+    args = ['--path', tmp_path/'nowhere'] if name=='fastmem-demo' else [tmp_path/'nowhere']
     res = run(name, *args)
     assert res.returncode==1 and f'{name}: no folder' in res.stderr and 'Traceback' not in res.stderr
 
 def test_demo_on_class_folders(tmp_path, capsys):
     photo_folder(tmp_path, 60)
     runs = run_demo(tmp_path, runs=1, size=32, bs=8, workers=0)
-    table = demo_report(runs, 60)
+    table = demo_report(runs)
     assert [o.what.split(',')[0] for o in runs]==['stock fastai']+['fastmem']*4
     assert runs[1].ram_bytes>0 and runs[-1].ram_bytes==pytest.approx(-runs[1].ram_bytes, rel=.3)
     assert 'images/s' in table and '1.0x' in table and '%' in table
     assert len(list(tmp_path.rglob('*.jpg')))==60, 'no file of the user is touched'
+
+def test_bench_as_it_is_typed(tmp_path):
+    photo_folder(tmp_path/'images', 40)
+    res = run('fastmem-bench', tmp_path/'images', '--size', 32, '--bs', 8, '--runs', 1, '--arch', 'none', '--n', 30,
+              '--workers', 0, 1, '--plot', tmp_path/'bench.png')
+    assert res.returncode==0, res.stderr
+    assert '30 of 40 images' in res.stdout and '40 images, ' in res.stdout and 'waits for its images' in res.stdout
+    assert res.stdout.count('1.0x')>=2 and res.stdout.count('100%')==6 and '█' in res.stdout
+    assert Image.open(tmp_path/'bench.png').size>(100,100)
+    assert len(list((tmp_path/'images').rglob('*')))==43, 'no file of the user is touched, none is added'
+
+def bench(path, **kwargs):
+    "The command as a function, small and without a model unless `kwargs` says so"
+    fastmem_bench(path, **{**dict(size=32, bs=8, workers=[0], runs=1, arch='none'), **kwargs})
+
+def test_bench_on_any_folder(tmp_path, capsys):
+    "Flat, with a folder in it, and with a file that is no image and one whose pixels are missing"
+    photo_folder(tmp_path, 12, classes=('','below'))
+    (tmp_path/'text.jpg').write_text('no image')
+    (tmp_path/'000.jpg').write_bytes((tmp_path/'000.jpg').read_bytes()[:1500])
+    bench(tmp_path)
+    out = capsys.readouterr().out
+    assert 'Measured on 11 of 13 images' in out and "2 more can't be read" in out and '.jpg and others' in out
+
+def test_bench_keeps_what_the_whole_folder_could(tmp_path, capsys):
+    photo_folder(tmp_path, 40)
+    total_bytes = folder_plans(tmp_path, 128)['resized'].total_bytes
+    bench(tmp_path, size=128, n=30, limit_mb=total_bytes//2_000_000)
+    kept = [int(o.split()[-1][:-1]) for o in capsys.readouterr().out.splitlines() if o.startswith('fastmem, ') and o.endswith('%')]
+    assert len(kept)==3 and all(20<o<80 for o in kept)
+
+def test_bench_with_a_model(tmp_path, capsys):
+    photo_folder(tmp_path, 6)
+    bench(tmp_path, arch='resnet18')
+    assert 'resnet18 on ' in capsys.readouterr().out
+    bench(tmp_path, model_images_per_s=1e6)
+    assert 'Loading is your bottleneck: your model trains 1,000,000 images/s' in capsys.readouterr().out
+
+@pytest.mark.parametrize('wrong,error', [(dict(workers=[0,-1]),'--workers must be 0 or more, not -1'), (dict(bs=0),'--bs must be 1 or more'),
+                                         (dict(arch='resnet19'),'no architecture resnet19')])
+def test_bench_says_what_is_wrong(tmp_path, wrong, error):
+    photo_folder(tmp_path, 2)
+    with pytest.raises(SystemExit, match=f'fastmem-bench: {error}'): bench(tmp_path, **wrong)
+
+def test_bench_without_a_readable_image(tmp_path):
+    with pytest.raises(SystemExit, match='fastmem-bench: no images in'): bench(tmp_path)
+    (tmp_path/'text.jpg').write_text('no image')
+    with pytest.raises(SystemExit, match='fastmem-bench: none of 1 images can be read'): bench(tmp_path)
+
+def test_a_chart_that_cant_be_written_is_said_after_the_table(tmp_path, capsys):
+    photo_folder(tmp_path, 6)
+    for name in ('nowhere/bench.png','bench.noformat'):
+        with pytest.raises(SystemExit, match='fastmem-bench: no chart in'): bench(tmp_path, plot=tmp_path/name)
+        assert 'images/s' in capsys.readouterr().out
+
+def test_verdicts():
+    "Turns without workers, side by side with them; a warm fastmem takes turns"
+    def measured(rate, workers=0, warm=False): return Measured('fastmem, warm epoch' if warm else 'stock fastai', 100, [100/rate], workers=workers, cached_frac=float(warm))
+    assert epoch_estimate_s(measured(100), 1000, 500)==pytest.approx(12)
+    assert epoch_estimate_s(measured(100, 2), 1000, 500)==pytest.approx(10)
+    assert epoch_estimate_s(measured(100, 2, warm=True), 1000, 500)==pytest.approx(12)
+    runs = [measured(300), measured(400, 2), measured(40000, warm=True)]
+    assert verdict(runs, 1000, 'x', 900).startswith('Loading is your bottleneck') and 'num_workers=2' in verdict(runs, 1000, 'x', 900)
+    assert verdict(runs[::2], 1000, 'x', 200).startswith('Training is slower than loading, but waits')
+    assert verdict(runs, 1000, 'x', 10).startswith('Loading is not your bottleneck')
+    assert 'more than 400 images/s' in verdict(runs, 1000)
