@@ -21,7 +21,7 @@ from PIL import Image
 
 from .guard import *
 
-# %% ../nbs/01_plan.ipynb #62afcbea
+# %% ../nbs/01_plan.ipynb #c3f3e990
 def _crop(w, h, size):
     "Source pixels that fastai's `Resize` crops along x and y for an output of `size`"
     W,H = size
@@ -55,12 +55,11 @@ def grid_window(
     pcts, # Where the crop lies, 0 to 1 along x and y, as `Resize` draws it; (.5,.5) is the centre
 )->tuple: # (left, top) in pixels of the grid
     "Where the crop that `Resize` would take lies in the aligned grid"
-    res = []
-    for n,cp,px,pct in zip(_as_arrays(full), _crop(*_as_arrays(full), size), size, pcts):
-        n_grid,_,left,m = _axis(n, cp, px)
-        tl = (np.asarray(pct)*(n-cp)).astype(int)
-        res.append(np.clip(np.rint((tl-left)/m).astype(int), 0, n_grid-px))
-    return tuple(res)
+    n,cp = np.stack(_as_arrays(full)),np.stack(_crop(*_as_arrays(full), size))
+    px,pct = (np.reshape(o, (2,-1)[:n.ndim]) for o in (size,pcts))  # one value an axis, or one for each image
+    n_grid,_,left,m = _axis(n, cp, px)
+    tl = (pct*(n-cp)).astype(int)
+    return tuple(np.clip(np.rint((tl-left)/m).astype(int), 0, n_grid-px))
 
 # %% ../nbs/01_plan.ipynb #3fa7eb53
 def nearest_index(
