@@ -223,7 +223,9 @@ def view(self:Arena,
     (w,h),n = place.stored,np.dtype(dtype).itemsize
     return self.pixels[place.offset:place.offset+bands*w*h*n].view(dtype).reshape(bands,h,w)
 
-# %% ../nbs/02_arena.ipynb #1516b441
+# %% ../nbs/02_arena.ipynb #02c976e4
+_few_bytes = 1_000_000 # too few for several cores: they would wait for each other, for milliseconds if one is busy
+
 @patch
 def copy_windows(self:Arena,
     places:np.ndarray, # Numbers of ready places
@@ -236,8 +238,9 @@ def copy_windows(self:Arena,
     starts,run_bytes = _offsets(self.places[places])+top*w+left,bands*H*W
     if (w!=W).any() or (h!=H).any():
         starts,run_bytes = starts[:,None,None]+(w*h)[:,None,None]*np.arange(bands)[:,None]+w[:,None,None]*np.arange(H),W
-    runs = torch.as_strided(self.bytes, (len(self.pixels)-run_bytes, run_bytes), (1,1))
-    torch.index_select(runs, 0, torch.from_numpy(starts.reshape(-1)), out=torch.from_numpy(out).view(-1,run_bytes))
+    shape,starts,out = (len(self.pixels)-run_bytes, run_bytes),starts.reshape(-1),out.reshape(-1,run_bytes)
+    if out.nbytes<_few_bytes: out[:] = np.ndarray(shape, np.uint8, self.pixels, 0, (1,1))[starts]
+    else: torch.index_select(torch.as_strided(self.bytes, shape, (1,1)), 0, torch.from_numpy(starts), out=torch.from_numpy(out))
 
 # %% ../nbs/02_arena.ipynb #d0df6bee
 @patch

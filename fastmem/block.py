@@ -214,7 +214,7 @@ def _weak_loader(dl):
     o = dl.fake_l
     return _WeakLoader(dl, o.pin_memory, o.num_workers, o.timeout, o.persistent_workers, o.pin_memory_device)
 
-# %% ../nbs/04_block.ipynb #41cbe06a
+# %% ../nbs/04_block.ipynb #1bb31d3d
 bad_file_errors = OSError,SyntaxError,ValueError,Image.DecompressionBombError
 
 @patch
@@ -233,7 +233,7 @@ def _targets_of(self:MemDL, i):
 @patch
 def _with_images(self:MemDL, i, others, pct=None):
     "Item `i`: `others` and the images, at `pct` of what is kept of them"
-    items = {**others, **{j: self._image(o, i, pct) for j,o in self.columns.items()}}
+    items = {**others, **{j: self._image(o, i, pct) for j,o in self.columns.items() if j not in others}}
     return tuple(items[j] for j in sorted(items)) if isinstance(self.dataset, Datasets) else items[0]
 
 @patch
@@ -272,13 +272,14 @@ def do_item(self:MemDL, s):
 @patch
 def _do_resized(self:MemDL, i, resize):
     "Item `i` after the item transforms, of which `resize` is applied to what is kept"
-    others,split_idx = self._targets_of(i),self.after_item.split_idx
+    whole = {j: self._image(o, i) for j,o in self.columns.items() if o.recipe.method is None}
+    others,split_idx = {**self._targets_of(i), **whole},self.after_item.split_idx
     pct = self.draw_crop(resize)  # as in stock: after the item was made, and not for one that is dropped
     others = {j: super(RandTransform, resize).__call__(o, split_idx=split_idx) for j,o in others.items()}
     item = self._with_images(i, others, pct)
     return compose_tfms(item, [o for o in self.after_item.fs if o is not resize], split_idx=split_idx)
 
-# %% ../nbs/04_block.ipynb #cf4c9f11
+# %% ../nbs/04_block.ipynb #26aa5193
 traced_tfms = Resize,RandomResizedCrop,CropPad,RandomCrop,FlipItem,DihedralItem # what they do to an image is to crop, pad, resize or turn it
 
 class _Trace:
@@ -312,13 +313,12 @@ def traced(self:MemDL)->list:
 
 @patch
 def trace_item(self:MemDL,
-    tfms:list, # From `traced`
-    sizes:dict, # {element: (width, height) of its image}
-)->dict: # {element: stand-in, with `size` and `edits`}
-    "What `tfms` do with the images of an item, from the random numbers that they would draw"
-    res = {j: trace_class(self.columns[j].recipe.cls)(size) for j,size in sizes.items()}
-    compose_tfms(tuple(res.values()), tfms, split_idx=self.after_item.split_idx)
-    return res
+    item:tuple, # An item, with a (width, height) in the place of each image of `columns`
+    tfms:list, # Of `traced_tfms`
+)->tuple: # `item` after `tfms`, with a stand-in that has `size` and `edits` for each image
+    "What `tfms` do with an item, from the random numbers that they would draw"
+    item = tuple(trace_class(self.columns[j].recipe.cls)(o) if j in self.columns else o for j,o in enumerate(item))
+    return compose_tfms(item, tfms, split_idx=self.after_item.split_idx)
 
 # %% ../nbs/04_block.ipynb #7a8f2cec
 item_methods = 'create_item','do_item','create_batch','create_batches','do_batch','retain'
