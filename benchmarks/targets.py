@@ -100,7 +100,14 @@ def warm_both(name, at_least, aim, store='auto', **kwargs):
     return measure
 
 warm_rrc = warm_both('photos, warm, RandomResizedCrop, decoded', 3, 8, item_tfms=[RandomResizedCrop(224)], store='decoded')
-warm_items = warm_both('photos, warm, Resize and a random item transform', 2.5, 4, item_tfms=[Resize(224), DihedralItem()])
+warm_turned = warm_both('photos, warm, Resize and DihedralItem', 2.5, 4, item_tfms=[Resize(224), DihedralItem()])
+
+class Inverted(RandTransform):
+    "A random item transform that fastmem does not know"
+    table = [255-o for o in range(256)]*3
+    def encodes(self, x:PILImage): return PILImage(x.point(self.table)) if random.random()<.5 else x
+
+warm_items = warm_both('photos, warm, Resize and an unknown random item transform', 2.5, 4, item_tfms=[Resize(224), Inverted()])
 
 def first_epochs(name, at_least, aim):
     "A function that measures first, lazy epochs at the same number of workers"
@@ -162,7 +169,8 @@ def half_cached(work, tmp, runs):
 
 # All
 
-on_photos = dict(photos_warm=warm_photos, photos_float=warm_float, photos_rrc=warm_rrc, photos_items=warm_items,
+on_photos = dict(photos_warm=warm_photos, photos_float=warm_float, photos_rrc=warm_rrc, photos_turned=warm_turned,
+                 photos_items=warm_items,
                  photos_first=first_epochs('photos, first epoch', 1, 1.6), photos_preload=preloads, large_photos=large_photos, photos_half=half_cached)
 on_cifar = dict(cifar_warm=warm_cifar, cifar_first=first_epochs('CIFAR, first epoch', 1, 1.6))
 

@@ -325,7 +325,7 @@ def check(self:Arena):
     assert (offsets>=_align_bytes).all() and (ends<=end).all(), "a place lies outside what was handed out"
     assert (offsets[order][1:] >= ends[order][:-1]).all(), "two places overlap"
 
-# %% ../nbs/02_arena.ipynb #145201a5
+# %% ../nbs/02_arena.ipynb #36f765ce
 class BatchMemory:
     "Arrays whose memory is used again once nobody holds them, or a tensor over them"
     def __init__(self,
@@ -346,6 +346,6 @@ class BatchMemory:
 
     def _take_back(self, memory):
         self.free[id(memory)] = memory
-        while len(self.free)>self.n_free: self.free.pop(min(list(self.free), key=lambda o: len(self.free[o])), None)
+        for o in sorted(list(self.free.values()), key=len)[:-self.n_free]: self.free.pop(id(o), None)
 
     def __reduce__(self): return BatchMemory, (self.n_free,)  # a spawned worker has its own

@@ -25,7 +25,7 @@ from .guard import *
 from .plan import *
 from .arena import *
 
-# %% ../nbs/03_cache.ipynb #5173a79a
+# %% ../nbs/03_cache.ipynb #286de9b6
 class Pixels(NamedTuple):
     "An image as it is stored"
     im:Image.Image # At its stored size
@@ -42,7 +42,7 @@ def _open_scaled(file, cls, wanted):
         if drafted is not None: frac = drafted[1][2]/full[0]
         mode = open_mode(cls)
         im.load()
-        return im.convert(mode) if mode else im.copy(), full, frac
+        return im.convert(mode) if mode not in (None,im.mode) else im, full, frac  # not a copy: it is resized next
 
 def _is_stock(cls): return getattr(cls.create, '__func__', None) is PILBase.create.__func__ or cls.create is OpenMask
 
@@ -270,16 +270,16 @@ class ImageCache:
         n,n_bytes = self.n_bytes()
         return f'ImageCache: {n:,} images, {human_bytes(n_bytes)}'
 
-# %% ../nbs/03_cache.ipynb #8c41c53b
+# %% ../nbs/03_cache.ipynb #3c3431e2
 @patch
-def _copy(self:ImageCache, place, region=noop):
-    "A copy of `region` of the stored planes, with full size and mode; `None` if the place is empty"
+def _image(self:ImageCache, place, cls, region):
+    "An image of `cls` with what `region(planes, full size)` shows of the stored planes; `None` if the place is empty"
     generation = self.arena.generation
     at = self.arena.place(place)
     if at is None: return None
     mode = mode_names[at.mode]
-    planes = np.array(region(self.arena.view(at, *pixel_modes[mode]), at.full))
-    return (planes,at.full,mode) if self.arena.generation==generation else None
+    im = from_planes(region(self.arena.view(at, *pixel_modes[mode]), at.full), mode, cls)
+    return im if self.arena.generation==generation else None
 
 @patch
 def _make(self:ImageCache, place, file, recipe, keep):
@@ -301,9 +301,9 @@ def read(self:ImageCache,
 )->Image.Image: # Of the recipe's class, its own to change
     "The pixels of one file"
     region = (lambda planes,full: planes) if pct is None else (lambda planes,full: cut(planes, full, recipe, pct))
-    hit = self._copy(place, region) if place>=0 else None
+    hit = self._image(place, recipe.cls, region) if place>=0 else None
     self.arena.count(*((0,1) if hit is None else (1,0)))
-    if hit is not None: return from_planes(hit[0], hit[2], recipe.cls)
+    if hit is not None: return hit
     pixels = self._make(place, file() if callable(file) else file, recipe, keep)
     if pct is None or recipe.method not in ('crop','pad'): return recipe.cls(pixels.im)
     return from_planes(cut(pixels.planes, pixels.full, recipe, pct), pixels.im.mode, recipe.cls)
@@ -410,7 +410,7 @@ def gather(self:ImageCache,
     self.arena.count(n_hits, len(places)-n_hits)
     return out
 
-# %% ../nbs/03_cache.ipynb #fe793500
+# %% ../nbs/03_cache.ipynb #c3c3d04f
 @patch
 def _fill_one(self:ImageCache, place, file, recipe):
     "The error if `file` could not be read, `None` if it was or needs not be"
@@ -464,6 +464,7 @@ def relieve(self:ImageCache,
 )->int: # Bytes given back
     "Give back what the guard's reserve is short of, and let the cache grow again once there is half a reserve more than the reserve"
     short_bytes = self.guard.shortfall(need_bytes)
+    if short_bytes: self.batches.free.clear()
     if self.arena.header['full'] and self.guard.budget()-need_bytes > self.guard.reserve_bytes//2: self.arena.header['full'] = 0
     return self.arena.shrink(short_bytes) if short_bytes and self.arena.used_bytes>short_bytes//1000 else 0
 

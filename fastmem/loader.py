@@ -9,14 +9,13 @@ __all__ = ['worker_bytes', 'TargetSample', 'sample_targets', 'why_items', 'Targe
            'FloatPipeline', 'WorkerRandom', 'relieve', 'tell', 'decide', 'tell_full', 'fill_columns', 'preload_columns',
            'CacheStats', 'MemDL']
 
-# %% ../nbs/05_loader.ipynb #de69b4bd
+# %% ../nbs/05_loader.ipynb #734ff28d
 import gc, itertools, os, random, time
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from fastai.data.transforms import (Categorize, ColReader, EncodedMultiCategorize, IntToFloatTensor, ItemGetter, MultiCategorize,
-    Normalize, OneHotEncode, RegressionSetup)
+from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
 from fastai.data.load import SkipItemException, fa_collate
 from fastai.torch_core import TensorImage, TensorImageBW, TensorMask, get_random_states, retain_types, set_random_states
@@ -101,11 +100,7 @@ def why_items(
     if tfms := _unknown_tfms(dl): return f'{tfms[0]} runs on each item'
     return first(_bad_columns(dl)) or first(_bad_traces(dl)) or ''
 
-# %% ../nbs/05_loader.ipynb #56108275
-_pure = Categorize,MultiCategorize,EncodedMultiCategorize,OneHotEncode,RegressionSetup,ItemGetter,ColReader
-
-def _is_pure(f): return type(f) in _pure or f.name in ('noop','parent_label') and image_class(f) is None
-
+# %% ../nbs/05_loader.ipynb #7b787cdf
 class TargetColumn:
     "One element of the items that is no image: what fastai makes of it, remembered where it is small"
     max_bytes = 32   # of a target that is remembered
@@ -115,7 +110,7 @@ class TargetColumn:
     ):
         store_attr()
         self.table = self.known = None
-        self.pure,self.n_batches = all(map(_is_pure, tl.tfms.fs)),0
+        self.n_batches = 0
 
     def __getitem__(self, idxs):
         "The targets of the items `idxs` (an array) as stock collates them"
@@ -128,7 +123,7 @@ class TargetColumn:
     def _unchanged(self, idxs):
         "Whether one of the targets `idxs` is still what it was, where that is to be looked at"
         n,self.n_batches = self.n_batches,self.n_batches+1
-        if self.pure or n%self.check_every: return True
+        if n%self.check_every: return True
         i = int(idxs[n//self.check_every%len(idxs)])
         if torch.equal(fa_collate([(self.tl[i],)])[0].as_subclass(torch.Tensor)[0], self.table[i]): return True
         self._forget()
@@ -368,7 +363,7 @@ def _watched(self:MemDL, batches):
         relieve(self.cache)
         yield b
 
-# %% ../nbs/05_loader.ipynb #e508a948
+# %% ../nbs/05_loader.ipynb #0891e366
 @patch
 def create_batches(self:MemDL, samps):
     if self._why is None: self._start_epoch()  # called by a loader that wraps this one
@@ -388,7 +383,7 @@ def _gathered(self:MemDL, samps):
 @patch
 def _drawn(self:MemDL, chunks):
     "(items, `DrawnBatch`) of each of `chunks`; `None` for the first one of which an item is skipped, and no more"
-    rand = self._worker_random
+    rand = self._worker_random if self.traced() or (self.partly_applied() is not None and not self.after_item.split_idx) else None
     for i,idxs in enumerate(chunks):
         try: yield idxs, self.draw_batch(idxs) if rand is None else rand.run(i, self.draw_batch, idxs)
         except SkipItemException: return (yield idxs, None)

@@ -44,6 +44,10 @@ def random_states():
     "What all random numbers that fastai draws from now on depend on, to be compared"
     return random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state().tolist()
 
+class Inverted(RandTransform):
+    "A random item transform that fastmem does not know"
+    def encodes(self, x:PILImage): return PILImage(x.point(lambda o: 255-o)) if random.random()<.5 else x
+
 def run_program(tmp_path, code, *args, timeout_s=300):
     "Run `code` with `args` in a Python of its own, which has to end well; what it printed"
     program = tmp_path.parent/f'{tmp_path.name}.py'; program.write_text(code)  # a file, for spawned workers to import

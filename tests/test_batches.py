@@ -7,11 +7,7 @@ from fastmem.all import *
 from fastmem.loader import FloatPipeline, TargetColumn
 from fastmem.arena import BatchMemory
 from fasttransform import Pipeline
-from helpers import batches, photo_folder, random_states, run_program
-
-class Inverted(RandTransform):
-    "A transform that fastmem does not know, which draws and changes images"
-    def encodes(self, x:PILImage): return PILImage(x.point(lambda o: 255-o)) if random.random()<.5 else x
+from helpers import Inverted, batches, photo_folder, random_states
 
 def make(path, item_tfms=None, blocks=(ImageBlock,CategoryBlock), get_y=parent_label, bs=8, **kwargs):
     set_seed(0)

@@ -23,13 +23,13 @@ import torch.multiprocessing as mp, shutil, sys
 from fastai.vision.all import *
 from fastmem.all import *
 from fastmem.cache import *
-from helpers import photo_folder
+from helpers import Inverted, photo_folder
 
 if __name__=='__main__':
     method,path,store = sys.argv[1:]
     mp.set_start_method(method)
     photo_folder(path, 30)
-    tfms = [Resize(64)] if store=='resized' else [RandomResizedCrop(64)]
+    tfms = [Resize(64)] if store=='resized' else [Inverted(), RandomResizedCrop(64)]
     dls = ImageDataLoaders.from_folder(path, valid_pct=.2, seed=1, item_tfms=tfms, bs=8, num_workers=2, device='cpu').in_memory()
     n = len(dls.train_ds)
     for b in dls.train: pass  # `drop_last` leaves none unread
@@ -43,7 +43,7 @@ if __name__=='__main__':
 
 @pytest.mark.parametrize('method,store', [('fork','resized'), ('spawn','resized'), ('fork','decoded'), ('spawn','decoded'), ('forkserver','decoded')])
 def test_after_one_pass_the_folder_may_go(tmp_path, method, store):
-    "Workers fill what every later process reads; 'decoded' with a random crop uses workers in warm epochs too"
+    "Workers fill what every later process reads; with a transform that is not known they are started in warm epochs too"
     run_program(tmp_path, start_method, method, tmp_path/'photos', store)
 
 def test_no_workers(tmp_path):
@@ -249,7 +249,7 @@ pss = '''
 import sys, psutil
 from fastai.vision.all import *
 from fastmem.all import *
-from fastmem.cache import *
+from helpers import Inverted
 files = get_image_files(sys.argv[1])
 for i in range(int(sys.argv[2])):
     for o in files: o.with_name(f'{i}_{o.name}').hardlink_to(o)
@@ -263,7 +263,7 @@ def peak(dls):
             own += [o.memory_full_info().uss for o in psutil.Process().children() if o.status()!='zombie']
     print(f'a worker has up to {max(own)/1e6:.0f} MB of its own')
     return float(np.median(res))
-def make(): return ImageDataLoaders.from_lists('.', files, ['a']*len(files), valid_pct=.2, seed=1, item_tfms=RandomResizedCrop(64), bs=16, num_workers=4, device='cpu')
+def make(): return ImageDataLoaders.from_lists('.', files, ['a']*len(files), valid_pct=.2, seed=1, item_tfms=[Inverted(), RandomResizedCrop(64)], bs=16, num_workers=4, device='cpu')
 stock = make()
 for _ in range(2): base = peak(stock)
 dls = make().in_memory(store='decoded', mode='preload')
@@ -277,6 +277,24 @@ assert warm-base <= 1.1*cached, (warm, base, cached)
 def test_four_workers_hold_one_copy(tmp_path):
     photo_folder(tmp_path, 300)
     print(run_program(tmp_path, pss, tmp_path, '3'))
+
+creep = '''
+import sys, psutil
+from fastai.vision.all import *
+from fastmem.all import *
+from helpers import Inverted
+files = get_image_files(sys.argv[1])*100
+def tree(): return sum(o.memory_full_info().pss for o in [psutil.Process(), *psutil.Process().children()] if o.status()!='zombie')
+dls = ImageDataLoaders.from_lists('.', files, ['a']*len(files), valid_pct=.1, seed=1, item_tfms=[Inverted(), Resize(16)], bs=64, num_workers=2, device='cpu').in_memory()
+def epoch(): return max([tree() for i,_ in enumerate(dls.train) if i>len(dls.train)-4])
+pss = [epoch() for _ in range(12)][2:]
+print([f'{o/1e6:.0f} MB' for o in pss])
+assert max(pss)/min(pss) < 1.02, pss
+'''
+
+def test_memory_does_not_creep_over_ten_epochs(tmp_path):
+    photo_folder(tmp_path, 60, size=(32,32))
+    print(run_program(tmp_path, creep, tmp_path))
 
 def test_a_process_killed_while_it_shrinks_leaves_no_black_images():
     arena = Arena(MemoryGuard(limit_bytes=10_000_000))
