@@ -325,7 +325,9 @@ def check(self:Arena):
     assert (offsets>=_align_bytes).all() and (ends<=end).all(), "a place lies outside what was handed out"
     assert (offsets[order][1:] >= ends[order][:-1]).all(), "two places overlap"
 
-# %% ../nbs/02_arena.ipynb #36f765ce
+# %% ../nbs/02_arena.ipynb #fc5a3423
+class _Memory(np.ndarray): "Bytes that arrays lie over"
+
 class BatchMemory:
     "Arrays whose memory is used again once nobody holds them, or a tensor over them"
     def __init__(self,
@@ -337,9 +339,9 @@ class BatchMemory:
         "An array that is its holder's own; its values are whatever was there"
         n_bytes = int(np.prod(shape))*np.dtype(dtype).itemsize
         if os.getpid()!=self.pid: return np.empty(shape, dtype)  # a worker would copy the pages that it has inherited
-        fits = [o for o in list(self.free.values()) if len(o)>=n_bytes]
+        fits = [o for o in list(self.free.values()) if n_bytes <= len(o) <= 2*n_bytes]  # a small one would hold a large one back
         memory = self.free.pop(id(min(fits, key=len)), None) if fits else None  # `None`: another thread was faster
-        if memory is None: memory = np.empty(n_bytes, np.uint8)
+        if memory is None: memory = _Memory(n_bytes, np.uint8)
         res = np.ndarray(shape, dtype, memory)
         weakref.finalize(res, self._take_back, memory).atexit = False
         return res

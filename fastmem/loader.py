@@ -142,7 +142,7 @@ class TargetColumn:
         if not isinstance(res, torch.Tensor) or res[0].nbytes>self.max_bytes: return
         self.sample,self.table = item,torch.empty((len(self.tl),*res.shape[1:]), dtype=res.dtype)
 
-# %% ../nbs/05_loader.ipynb #c941851b
+# %% ../nbs/05_loader.ipynb #2e8e8a73
 def _stored_size(dl, column, i):
     "(width, height) of the image of item `i` before it is edited"
     recipe = column.recipe
@@ -165,7 +165,7 @@ def _gather_images(self:MemDL, j, idxs, pcts, traces):
     size = traces[0][j].size if traces else _stored_size(self, column, int(idxs[0]))
     out = self.cache.gather(column.places[idxs], lambda i: column.file(int(idxs[i])), column.recipe, size, pcts, edits, self.keep, n_threads())
     cls = column.recipe.cls
-    return cls._tensor_cls(torch.from_numpy(out[:,0] if issubclass(cls, PILMask) else out))
+    return cls._tensor_cls(torch.from_numpy(out)[:,0] if issubclass(cls, PILMask) else torch.from_numpy(out))
 
 class DrawnBatch(NamedTuple):
     "A batch before its images are made: everything that needs random numbers, or code of the user's"

@@ -89,6 +89,16 @@ def test_a_dropped_batch_is_used_again_and_a_part_of_it_keeps_it():
     del row
     assert take().data_ptr()==address
 
+def test_a_view_keeps_the_memory_of_its_array():
+    "NumPy links a view to whoever owns the bytes, which must not be what is lent out again"
+    memory = BatchMemory()
+    part = memory.take((4,1000), np.uint8)[:,0]
+    assert not memory.free
+    part = torch.from_numpy(part)[1:]
+    assert not memory.free
+    del part
+    assert len(memory.free)==1
+
 def test_no_more_than_three_pieces_are_kept():
     memory = BatchMemory()
     held = [memory.take((n,), np.uint8) for n in (10,50,20,40,30)]
