@@ -223,7 +223,7 @@ def view(self:Arena,
     (w,h),n = place.stored,np.dtype(dtype).itemsize
     return self.pixels[place.offset:place.offset+bands*w*h*n].view(dtype).reshape(bands,h,w)
 
-# %% ../nbs/02_arena.ipynb #02c976e4
+# %% ../nbs/02_arena.ipynb #72159503
 _few_bytes = 1_000_000 # too few for several cores: they would wait for each other, for milliseconds if one is busy
 
 @patch
@@ -234,7 +234,7 @@ def copy_windows(self:Arena,
     out:np.ndarray, # (len(places), bands, height, width) bytes, C-contiguous
 ):
     "Copy a window of each image to `out`"
-    (w,h),(n,bands,H,W) = self.sizes[places,:2].astype(np.int64).T,out.shape
+    (w,h),(bands,H,W) = self.sizes[places,:2].astype(np.int64).T,out.shape[1:]
     starts,run_bytes = _offsets(self.places[places])+top*w+left,bands*H*W
     if (w!=W).any() or (h!=H).any():
         starts,run_bytes = starts[:,None,None]+(w*h)[:,None,None]*np.arange(bands)[:,None]+w[:,None,None]*np.arange(H),W

@@ -352,14 +352,14 @@ def new(self:MemDL, dataset=None, cls=None, **kwargs):
     if cls is not None and not issubclass(cls, MemDL): return res
     return in_memory_dl(res, cache, like=self, add=add, **merge(self.options, asked))
 
-# %% ../nbs/04_block.ipynb #b5597ae1
+# %% ../nbs/04_block.ipynb #8d8a23aa
 def _empty(stock_cls): return object.__new__(mem_class(stock_cls))
 
 @patch
 def stock(self:MemDL)->TfmdDL:
     "fastai's own loader with the state of this one, reading from disk"
     res = object.__new__(self.stock_cls)
-    res.__dict__.update({k:v for k,v in vars(self).items() if k not in ('cache','columns','targets','options','keep','_add','_why','_sample')})
+    res.__dict__.update({k:v for k,v in vars(self).items() if k not in ('cache','columns','targets','options','keep','_add','_why','_sample','_worker_random')})
     if isinstance(self.after_batch, Pipeline): res.after_batch = Pipeline(self.after_batch, self.after_batch.split_idx)
     o = self.fake_l
     res.fake_l = _FakeLoader(res, o.pin_memory, o.num_workers, o.timeout, o.persistent_workers, o.pin_memory_device)

@@ -9,19 +9,20 @@ __all__ = ['worker_bytes', 'TargetSample', 'sample_targets', 'why_items', 'Targe
            'FloatPipeline', 'WorkerRandom', 'relieve', 'tell', 'decide', 'tell_full', 'fill_columns', 'preload_columns',
            'CacheStats', 'MemDL']
 
-# %% ../nbs/05_loader.ipynb #734ff28d
+# %% ../nbs/05_loader.ipynb #977c8ca0
 import gc, itertools, os, random, time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from fastai.data.transforms import IntToFloatTensor, Normalize
+from fastai.data.transforms import (Categorize, ColReader, EncodedMultiCategorize, IntToFloatTensor, MultiCategorize, Normalize, OneHotEncode,
+                                    parent_label)
 from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
 from fastai.data.load import SkipItemException, fa_collate
 from fastai.torch_core import TensorImage, TensorImageBW, TensorMask, get_random_states, retain_types, set_random_states
 from fastai.vision.augment import TensorTypes
 from fastai.vision.core import *
-from fasttransform import Pipeline, compose_tfms
+from fasttransform import Pipeline, Transform, compose_tfms
 from fastcore.all import *
 
 from .guard import *
@@ -33,7 +34,7 @@ from .block import *
 # %% ../nbs/05_loader.ipynb #27814694
 _all_ = ['MemDL']
 
-# %% ../nbs/05_loader.ipynb #3a18fd9b
+# %% ../nbs/05_loader.ipynb #cfde2cd2
 _gathered_classes = PILImage,PILImageBW,PILMask
 
 def _own_methods(dl):
@@ -64,7 +65,7 @@ def _bad_traces(dl):
 
 class TargetSample(NamedTuple):
     "What making some targets twice has shown"
-    drawn:bool # Whether they are drawn from random numbers, change, or fail
+    why:str='' # Why they are made item by item, if they are
     took_s:float=0. # Time that one took
     types:tuple=() # Of what was made
 
@@ -75,14 +76,20 @@ def sample_targets(dl, n=4)->TargetSample:
         for j,tl in enumerate(item_lists(dl.dataset)):
             for i in range(0, len(tl), max(1, len(tl)//n)) if j not in dl.columns else ():
                 before,(a,b) = _all_random(),(tl[i],tl[i])
-                if before!=_all_random() or not _same_target(a, b): return TargetSample(True)
+                if before!=_all_random() or not _same_target(a, b): return TargetSample('targets are random, or change')
                 made += [a,b]
-        return TargetSample(False, (time.perf_counter()-start_s)/max(len(made),1), tuple(set(map(type, made))))
-    except Exception: return TargetSample(True)  # the batch that reaches it raises it, or skips it, as stock does
+        return TargetSample('', (time.perf_counter()-start_s)/max(len(made),1), tuple({type(o) for o in _leaves(made)}))
+    except SkipItemException: return TargetSample('targets are skipped')
+    except Exception as e: return TargetSample(f'targets raise {type(e).__name__}')  # the batch that reaches it raises it, as stock does
     finally: set_random_states(**states)
 
+def _leaves(o): return [p for q in o for p in _leaves(q)] if isinstance(o, (tuple,list)) else [o]
+
 def _same_target(a, b):
-    return not isinstance(a, torch.Tensor) or (a.shape==b.shape and torch.equal(a.as_subclass(torch.Tensor), b.as_subclass(torch.Tensor)))
+    if isinstance(a, (tuple,list)): return len(a)==len(b) and all(map(_same_target, a, b))
+    if isinstance(a, torch.Tensor): a,b = a.numpy(force=True),b.numpy(force=True)
+    if not isinstance(a, (np.ndarray,str,int,float)): return True
+    return np.shape(a)==np.shape(b) and bool(np.all((a==b) | ((a!=a)&(b!=b))))  # NaN is like NaN
 
 def _all_random(): return random.getstate(),np.random.get_state()[1].tobytes(),torch.get_rng_state().numpy().tobytes()
 
@@ -96,53 +103,78 @@ def why_items(
     if own := _own_methods(dl): return f'{own[0]} is replaced'
     if before := [o for o in dl.before_batch.fs if not is_noop(o)]: return f'{before[0].name} runs before the batch is made'
     if dl._sample is None: dl._sample = sample_targets(dl)
-    if dl._sample.drawn: return 'targets are random, skipped or bad'
+    if dl._sample.why: return dl._sample.why
     if tfms := _unknown_tfms(dl): return f'{tfms[0]} runs on each item'
     return first(_bad_columns(dl)) or first(_bad_traces(dl)) or ''
 
-# %% ../nbs/05_loader.ipynb #7b787cdf
+# %% ../nbs/05_loader.ipynb #8d08a0ab
+_label_tfms = Categorize,MultiCategorize,EncodedMultiCategorize,OneHotEncode # what these make depends on the label alone
+_label_types = str,int,float,np.generic
+
+def _plain_function(tfm):
+    "The function that `tfm` calls with whatever it is given; `None` if it is more than that"
+    methods = list(getattr(getattr(tfm, 'encodes', None), 'methods', ())) if type(tfm) is Transform and tfm.split_idx is None else []
+    return methods[0].implementation if len(methods)==1 and methods[0].signature.types in ((),(Any,)) else None
+
+def _label(o):
+    "`o` as a key, if it is a label or several"
+    if isinstance(o, (list,L)): o = tuple(o)
+    elif isinstance(o, tuple): return None  # its elements are items of their own to fastai
+    return o if all(isinstance(p, _label_types) for p in (o if isinstance(o, tuple) else (o,))) else None
+
 class TargetColumn:
-    "One element of the items that is no image: what fastai makes of it, remembered where it is small"
-    max_bytes = 32   # of a target that is remembered
-    check_every = 16 # batches
+    "One element of the items that is no image: what fastai makes of each label is remembered"
+    max_labels,max_bytes = 20_000,1024 # different ones that are remembered, and what is made of each
     def __init__(self,
         tl:TfmdLists, # The items and their type transforms
     ):
         store_attr()
-        self.table = self.known = None
-        self.n_batches = 0
+        fs = [o for o in tl.tfms.fs if not is_noop(o)]
+        getters = list(itertools.takewhile(lambda o: type(o) not in _label_tfms, fs))
+        rest,self.getter = fs[len(getters):],getters[0] if len(getters)==1 else None
+        self.function = noop if not getters else self.getter and _plain_function(self.getter)
+        self.known = {} if rest and all(type(o) in _label_tfms for o in rest) and (self.function or self._reads_cells()) else None  # row by label
+        self.rows = np.full(len(tl), -1, np.int32) if self.function is parent_label else None  # by item
+        self.table = self.sample = None
+
+    def _reads_cells(self): return type(self.getter) is ColReader and hasattr(self.tl.items, 'iloc') and len(self.getter.cols)==1
 
     def __getitem__(self, idxs):
         "The targets of the items `idxs` (an array) as stock collates them"
-        if self.known is not None and self.known[idxs].all() and self._unchanged(idxs): return retain_types(self.table[idxs], self.sample)
+        if self.rows is not None and (rows := self.rows[idxs]).min(initial=0)>=0: return self._made_of(rows)
+        labels = self._labels(idxs)
+        if labels and all(o in self.known for o in labels):
+            rows = np.array([self.known[o] for o in labels])
+            if self.rows is not None: self.rows[idxs] = rows
+            return self._made_of(rows)
         items = [self.tl[i] for i in idxs.tolist()]
         res = retain_types(fa_collate([(o,) for o in items])[0], items[0])
-        self._remember(idxs, items, res)
+        if labels: self._remember(labels, items[0], res)
         return res
 
-    def _unchanged(self, idxs):
-        "Whether one of the targets `idxs` is still what it was, where that is to be looked at"
-        n,self.n_batches = self.n_batches,self.n_batches+1
-        if n%self.check_every: return True
-        i = int(idxs[n//self.check_every%len(idxs)])
-        if torch.equal(fa_collate([(self.tl[i],)])[0].as_subclass(torch.Tensor)[0], self.table[i]): return True
-        self._forget()
+    def _made_of(self, rows): return retain_types(self.table[rows], self.sample)
 
-    def _forget(self): self.known,self.table = np.zeros(len(self.tl), bool),None
+    def _labels(self, idxs):
+        "The labels of the items `idxs`; `None` if they are none that can be remembered"
+        if self.known is None: return None
+        if self.function is None:
+            column,items = self.getter.cols[0],self.tl.items
+            res = (items.iloc[:,column] if isinstance(column, int) else items[column]).iloc[idxs].tolist()
+        else: res = [self.function(self.tl._get(i)) for i in idxs.tolist()]
+        res = [_label(o) for o in res]
+        if None in res: self.known = res = None
+        return res
 
-    def _remember(self, idxs, items, res):
-        if self.known is None: self._start(items[0], res)
-        if self.table is None: return
-        if res.shape[1:]!=self.table.shape[1:] or res.dtype!=self.table.dtype: return self._forget()
-        self.table[idxs],self.known[idxs] = res.as_subclass(torch.Tensor),True
+    def _remember(self, labels, item, res):
+        "The rows of `res` are what is made of `labels`"
+        new = {o:i for i,o in enumerate(labels) if o not in self.known}
+        if len(self.known)+len(new)>self.max_labels or not isinstance(res, torch.Tensor) or res[0].nbytes>self.max_bytes: self.known = None; return
+        made = res.as_subclass(torch.Tensor)[list(new.values())]
+        self.table = made if self.table is None else torch.cat([self.table, made])
+        self.known.update(zip(new, itertools.count(len(self.known))))
+        self.sample = item
 
-    def _start(self, item, res):
-        "Make room for all targets, if they are small tensors"
-        self._forget()
-        if not isinstance(res, torch.Tensor) or res[0].nbytes>self.max_bytes: return
-        self.sample,self.table = item,torch.empty((len(self.tl),*res.shape[1:]), dtype=res.dtype)
-
-# %% ../nbs/05_loader.ipynb #2e8e8a73
+# %% ../nbs/05_loader.ipynb #da9819d0
 def _stored_size(dl, column, i):
     "(width, height) of the image of item `i` before it is edited"
     recipe = column.recipe
@@ -150,7 +182,7 @@ def _stored_size(dl, column, i):
     at = dl.cache.arena.place(column.places[i]) if column.places[i]>=0 else None
     if at: return at.stored
     file = column.file(i)
-    header = image_header(file) if isinstance(file, (str,os.PathLike)) else None
+    header = image_header(file) if isinstance(file, (str,os.PathLike)) and opens_as_stock(recipe.cls) else None
     return tuple(map(int, recipe.stored_size(header[:2] if header else make_pixels(file, recipe).full)))
 
 @patch
@@ -205,7 +237,7 @@ def _targets(self:MemDL, j, tl):
     if j not in self.targets: self.targets[j] = TargetColumn(tl)
     return self.targets[j]
 
-# %% ../nbs/05_loader.ipynb #5f6d676b
+# %% ../nbs/05_loader.ipynb #04e24dcb
 @patch
 def _known_tail(self:MemDL):
     "The last item transforms before `ToTensor`, if they can be traced"
@@ -221,32 +253,37 @@ def _begin_item(self:MemDL, i, tail):
     try: item = compose_tfms(self.create_item(i), head, split_idx=split_idx)
     except SkipItemException: return None,None
     if not isinstance(item, tuple) or any(type(item[j]) not in _gathered_classes for j in self.columns):
-        return compose_tfms(item, [*tail, *[o for o in self.after_item.fs if type(o) is ToTensor]], split_idx=split_idx),None
+        return self._to_tensors(compose_tfms(item, tail, split_idx=split_idx)),None
     return item,self.trace_item(tuple(o.size if j in self.columns else o for j,o in enumerate(item)), tail)
+
+@patch
+def _to_tensors(self:MemDL, o): return compose_tfms(o, [f for f in self.after_item.fs if type(f) is ToTensor], split_idx=self.after_item.split_idx)
 
 @patch
 def _finish_item(self:MemDL, begun):
     "The item with its traced images made"
     item,traced = begun
     if traced is None: return item
-    return type(item)(_image_tensor(type(im), to_planes(edit_image(im, o.edits))) if j in self.columns else o for j,(im,o) in enumerate(zip(item,traced)))
+    return type(item)(_image_tensor(type(im), to_planes(edit_image(im, o.edits))) if j in self.columns else self._to_tensors(o)
+                      for j,(im,o) in enumerate(zip(item,traced)))
 
 def _image_tensor(cls, planes): return cls._tensor_cls(torch.from_numpy(np.ascontiguousarray(planes[0] if issubclass(cls, PILMask) else planes)))
 
 @patch
 def _itemwise(self:MemDL, samps, tail):
-    "As stock `create_batches`, with `tail` done by threads"
-    items = map_threads(self._finish_item, (self._begin_item(i, tail) for i in samps), n_threads())
-    yield from map(self.do_batch, self.chunkify(o for o in items if o is not None))
+    "As stock `create_batches`, with `tail` done by threads; nothing is drawn for a batch before the one before it was handed out"
+    begun = (o for o in (self._begin_item(i, tail) for i in samps) if o[0] is not None)
+    while items := list(map_threads(self._finish_item, itertools.islice(begun, self.bs), n_threads())):
+        if len(items)==self.bs or not self.drop_last: yield self.do_batch(items)
 
 def n_threads():
     "Threads that make a batch: one a core, and none but its own in a worker"
     return n_cores() if torch.utils.data.get_worker_info() is None else 0
 
-# %% ../nbs/05_loader.ipynb #755599c9
+# %% ../nbs/05_loader.ipynb #831ce52b
 _slice_values = 300_000 # in floats, about what a core's own cache holds
 
-def _divides(o): return type(o) is IntToFloatTensor and o.split_idx is None and bool(o.div)
+def _divides(o): return type(o) is IntToFloatTensor and o.split_idx is None and isinstance(o.div, (int,float)) and o.div!=0
 def _normalizes(o, x):
     return (type(o) is Normalize and o.split_idx is None and all(isinstance(p, torch.Tensor) and p.dtype==torch.float32 and p.device==x.device
             and p.shape in ((1,x.shape[1],1,1),(1,1,1,1)) for p in (o.mean,o.std)))
@@ -282,7 +319,7 @@ class FloatPipeline(Pipeline):
 
 def _is_bytes(o): return type(o) in (TensorImage,TensorImageBW) and o.dtype==torch.uint8 and o.device.type=='cpu' and o.ndim==4 and len(o)>0
 
-# %% ../nbs/05_loader.ipynb #474ef5e4
+# %% ../nbs/05_loader.ipynb #fa0eaeb7
 class WorkerRandom:
     "The random numbers that `n` workers of this epoch would draw"
     def __init__(self,
@@ -317,7 +354,6 @@ def _start_epoch(self:MemDL):
     if self.columns: self.refresh()
     self._why,self._worker_random = why_items(self),None
     if not self.columns: return
-    for o in self.targets.values(): o.n_batches = 0
     if type(self.after_batch) is Pipeline: self.after_batch = FloatPipeline(self.after_batch, self.cache.batches)
     decide(self.cache, self.options)
     self.keep = self.options['mode']!='stream' and not self.cache.verdict=='stream'
@@ -363,12 +399,12 @@ def _watched(self:MemDL, batches):
         relieve(self.cache)
         yield b
 
-# %% ../nbs/05_loader.ipynb #0891e366
+# %% ../nbs/05_loader.ipynb #0dcb29b0
 @patch
 def create_batches(self:MemDL, samps):
     if self._why is None: self._start_epoch()  # called by a loader that wraps this one
     if not self.columns: return super(MemDL, self).create_batches(samps)
-    if self._why: return self._itemwise(samps, tail) if not _own_methods(self) and (tail := self._known_tail()) else super(MemDL, self).create_batches(samps)
+    if self._why: return self._itemwise(samps, tail) if not _own_methods(self) and self.bs and (tail := self._known_tail()) else super(MemDL, self).create_batches(samps)
     return self._gathered(filter(self.readable, samps) if self.options['on_error']=='skip' else samps)
 
 @patch

@@ -1,5 +1,5 @@
 "How batches are made: by which path, in whose memory, from which targets, and what that costs as the work grows"
-import gc, tracemalloc
+import gc, random, time, tracemalloc
 
 import pytest
 from fastai.vision.all import *
@@ -61,11 +61,91 @@ def test_batches_of_no_workers_are_those_of_two(tmp_path, tfms):
     def make_dls():
         set_seed(0)
         return ImageDataLoaders.from_folder(tmp_path, valid_pct=.2, seed=1, item_tfms=paths[tfms], bs=4, num_workers=2, device='cpu')
-    stock = [list(make_dls().train) for _ in range(1)][0]
+    stock = list(make_dls().train)
     dls = make_dls().in_memory(store='decoded', mode='preload')
     set_seed(0); make_dls()  # the random numbers that making them took
-    ours = list(dls.train)
-    assert all(torch.equal(a, c) and torch.equal(b, d) for (a,b),(c,d) in zip(stock,ours))
+    assert all(torch.equal(a, c) and torch.equal(b, d) for (a,b),(c,d) in zip(stock,dls.train))
+
+@pytest.mark.parametrize('store', ['auto','decoded'])
+@pytest.mark.parametrize('tfms', ['rrc','crop'])
+@pytest.mark.parametrize('workers', [0,2])
+def test_images_and_masks_of_an_epoch_share_no_memory(tmp_path, tfms, store, workers):
+    "Each image and its two masks are one grey value; whoever takes them slowly, or keeps them, finds them so"
+    files = photo_folder(tmp_path, 24, size=(90,80), ext='png')
+    for i,o in enumerate(files): Image.new('L', (90,80), 5*i).save(o)
+    block = DataBlock((ImageBlock,MaskBlock,MaskBlock), get_items=get_image_files, getters=[noop]*3, n_inp=1, splitter=RandomSplitter(seed=1), item_tfms=paths[tfms])
+    dls = block.dataloaders(tmp_path, bs=4, num_workers=workers, device='cpu').in_memory(store=store, mode='preload')
+    assert dls.memory.batches=='gathered'
+    kept = []
+    for i in range(3):
+        for b in dls.train: time.sleep(.005); kept.append(b if i==1 else [o.clone() for o in b])
+    for x,y,z in kept:
+        greys = [o.as_subclass(torch.Tensor).flatten(1) for o in ((x*255).round().long(),y,z)]
+        assert all((o==greys[0][:,:1]).all() for o in greys)
+
+def test_batch_transforms_draw_between_the_items_of_batches(tmp_path):
+    "Item by item, nothing is drawn for a batch before the one before it has its batch transforms"
+    photo_folder(tmp_path, 24, size=(120,90))
+    def epoch(wrap):
+        dls = wrap(make(tmp_path, [Inverted(),RandomResizedCrop(64)], bs=4, batch_tfms=[RandomErasing(p=1.), *aug_transforms()]))
+        set_seed(3)
+        return [(x,y,random_states()) for x,y in dls.train]
+    stock,ours = epoch(noop),epoch(lambda dls: dls.in_memory(store='decoded'))
+    for a,b in zip(stock,ours): assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and a[2]==b[2]
+
+def other_image(o): return PILImage.create(random.choice(sorted(o.parent.iterdir())))
+
+def test_an_image_that_is_not_from_the_cache_is_a_tensor_too(tmp_path):
+    "A siamese pair whose second image is drawn anew"
+    photo_folder(tmp_path, 12, size=(120,90))
+    def epoch(wrap):
+        blocks = ImageBlock,TransformBlock(batch_tfms=IntToFloatTensor),CategoryBlock
+        block = DataBlock(blocks, get_items=get_image_files, getters=[noop,other_image,parent_label], n_inp=2, splitter=RandomSplitter(seed=1), item_tfms=RandomResizedCrop(64))
+        set_seed(0)
+        dls = wrap(block.dataloaders(tmp_path, bs=4, num_workers=0, device='cpu'))
+        return L(list(dls.train) for _ in range(2)).concat().concat()
+    for a,b in zip(epoch(noop),epoch(lambda dls: dls.in_memory(store='decoded'))): assert type(a) is type(b) and torch.equal(a, b)
+
+@pytest.mark.parametrize('tfms', ['rrc','crop'])
+@pytest.mark.parametrize('workers', [0,2])
+def test_as_many_batches_come_before_an_error_as_in_stock(tmp_path, tfms, workers):
+    files = photo_folder(tmp_path, 40, size=(120,90))
+    broken = []
+    def label(o):
+        if broken and o.stem=='030': raise ValueError('no label')
+        return o.parent.name
+    def count(wrap):
+        broken.clear()
+        block = DataBlock((ImageBlock,CategoryBlock), get_items=lambda _: files, get_y=label, splitter=IndexSplitter([0]), item_tfms=paths[tfms])
+        dl = wrap(block.dataloaders(tmp_path, bs=4, num_workers=workers, device='cpu')).train.new(shuffle=False)
+        broken.append(1)
+        n = 0
+        with pytest.raises(ValueError, match='no label'):
+            for _ in dl: n += 1
+        return n
+    assert count(noop)==count(lambda dls: dls.in_memory(store='decoded', mode='preload'))
+
+def corners(o): return TensorPoint(torch.tensor([[10.,10.],[60.,40.]]), img_size=(120,90)),TensorPoint(torch.tensor([[20.,5.]]), img_size=(120,90))
+
+def test_points_inside_a_tuple_are_cropped_as_in_stock(tmp_path):
+    photo_folder(tmp_path, 12, size=(120,90))
+    blocks = ImageBlock,TransformBlock(type_tfms=Transform(corners))
+    stock,ours = (batches(wrap(make(tmp_path, RandomResizedCrop(64), blocks, noop, bs=4))) for wrap in (noop,lambda dls: dls.in_memory(store='decoded')))
+    for (x,y),(x1,y1) in zip(L(stock).concat().concat(), L(ours).concat().concat()):
+        assert torch.equal(x, x1) and all(torch.equal(a, b) for a,b in zip(y,y1))
+
+class HalfImage(PILImage):
+    "Opens the left half of what is in its file"
+    @classmethod
+    def create(cls, fn, **kwargs):
+        im = super().create(fn, **kwargs)
+        return cls(im.crop((0, 0, im.width//2, im.height)))
+
+def test_a_class_that_opens_in_its_own_way_is_traced_by_what_it_opens(tmp_path):
+    photo_folder(tmp_path, 12, size=(120,90))
+    stock,ours = (batches(wrap(make(tmp_path, RandomResizedCrop(64), (ImageBlock(HalfImage),CategoryBlock), bs=4)), 2)
+                  for wrap in (noop,lambda dls: dls.in_memory(store='decoded')))
+    for (x,y),(x1,y1) in zip(L(stock).concat().concat(), L(ours).concat().concat()): assert torch.equal(x, x1) and torch.equal(y, y1)
 
 # --- memory ---
 
@@ -105,6 +185,12 @@ def test_no_more_than_three_pieces_are_kept():
     held.clear()
     assert sorted(map(len, memory.free.values()))==[30,40,50]
 
+def test_a_small_batch_does_not_hold_large_memory():
+    memory = BatchMemory()
+    large = memory.take((1000,), np.uint8); del large
+    small = memory.take((400,), np.uint8)
+    assert [len(o) for o in memory.free.values()]==[1000] and memory.take((600,), np.uint8).base.nbytes==1000
+
 # --- floats ---
 
 stats = Normalize.from_stats(*imagenet_stats, cuda=False)
@@ -126,16 +212,59 @@ def test_floats_are_those_of_stock(tfms, cls):
 
 # --- targets ---
 
-def test_a_target_that_changes_is_noticed(tmp_path):
-    photo_folder(tmp_path, 12)
-    offset = [0.]
-    dls = make(tmp_path, Resize(64), blocks=(ImageBlock,RegressionBlock), get_y=lambda o: float(o.stem)+offset[0], bs=4, n_inp=1).in_memory()
-    dl = dls.train.new(shuffle=False)
-    targets = lambda: torch.cat([y for _,y in dl])
-    first = targets()
-    assert torch.equal(targets(), first) and dl.targets[1].table is not None
-    offset[0] = 100.
-    assert torch.equal(targets(), first+100)
+@pytest.mark.parametrize('source', ['function','regex','row','position','name'])
+@pytest.mark.parametrize('multi', [False,True])
+def test_targets_that_change_are_noticed_at_once(tmp_path, source, multi):
+    "Also where only one does, after epochs in which they were remembered"
+    n = 12
+    vocab,labels = list('abcd'),dict(enumerate(['a b','b','c','d a']*3 if multi else list('abcd')*3))
+    split = (lambda o: o.split()) if multi else noop
+    files = photo_folder(tmp_path, n, size=(60,50))
+    df = pd.DataFrame(dict(name=files, label=list(labels.values())))
+    get_y = dict(function=lambda o: split(labels[int(o.stem)]), regex=lambda o: split(labels[int(RegexLabeller(r'(\d+).jpg$')(str(o)))]), row=lambda r: split(r['label']),
+                 position=ColReader(1, label_delim=' ' if multi else None),
+                 name=ColReader('label', label_delim=' ' if multi else None))[source]
+    from_table = source in ('row','position','name')
+    block = DataBlock((ImageBlock,MultiCategoryBlock(vocab=vocab) if multi else CategoryBlock(vocab=vocab)), get_x=ColReader('name') if from_table else None, get_y=get_y,
+                      splitter=IndexSplitter([0,5]), item_tfms=Resize(32))
+    ours,stock = [block.dataloaders(df if from_table else files, bs=4, num_workers=0, device='cpu', shuffle=False) for _ in range(2)]
+    ours.in_memory()
+    def compare():
+        for a,b in zip(ours.loaders, stock.loaders):
+            a,b = (list(dl.new(shuffle=False, drop_last=False)) for dl in (a,b))
+            assert all(torch.equal(y, q) and type(y) is type(q) for (_,y),(_,q) in zip(a,b))
+    compare(); compare()
+    for i in (5,7):  # one of the validation set, one of the training set
+        labels[i] = 'c'
+        for dls in (ours,stock):
+            for dl in dls.loaders if from_table else ():
+                for tl in dl.dataset.tls: tl.items.loc[tl.items.name==files[i],'label'] = 'c'
+        compare()
+
+def test_a_label_is_made_once(tmp_path):
+    "The pipeline is asked for a label that is new, and for no other"
+    photo_folder(tmp_path, 12, size=(60,50))
+    dls = make(tmp_path, Resize(32), get_y=lambda o: o.parent.name).in_memory()
+    target = TargetColumn(dls.train_ds.tls[1]); first = target[np.arange(10)]
+    dls.train_ds.tls[1].tfms.fs.clear()  # who asks the pipeline now gets no category
+    assert torch.equal(target[np.arange(10)], first) and type(target[np.arange(3)]) is TensorCategory
+
+def test_what_is_no_label_is_asked_for_each_time(tmp_path):
+    photo_folder(tmp_path, 12, size=(60,50))
+    for block,get_y in [(RegressionBlock,lambda o: float('nan')), (RegressionBlock,lambda o: [1.,float(o.stem)]), (TransformBlock,lambda o: np.full(3, int(o.stem))), (TransformBlock,lambda o: o.stem)]:
+        stock,ours = (batches(wrap(make(tmp_path, Resize(32), (ImageBlock,block), get_y, bs=4, n_inp=1))) for wrap in (noop,lambda dls: dls.in_memory()))
+        for (_,y),(_,y1) in zip(L(stock).concat().concat(), L(ours).concat().concat()): assert type(y) is type(y1) and str(y)==str(y1)
+
+def test_why_targets_are_made_item_by_item(tmp_path):
+    photo_folder(tmp_path, 12, size=(60,50))
+    fails = []
+    def failing(o):
+        if fails: raise KeyError(o)
+        return o.parent.name
+    why = lambda get_y: make(tmp_path, Resize(32), (ImageBlock,RegressionBlock), get_y, n_inp=1).in_memory().memory.batches
+    assert 'random' in why(lambda o: random.random())
+    dls = make(tmp_path, Resize(32), get_y=failing).in_memory(); fails.append(1)
+    assert 'KeyError' in dls.memory.batches
 
 # --- bookkeeping ---
 

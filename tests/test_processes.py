@@ -246,7 +246,7 @@ def test_short_memory_gives_back_what_is_short_and_training_goes_on(tmp_path, mo
 # --- one copy, no leak ---
 
 pss = '''
-import sys, psutil
+import statistics, sys, psutil
 from fastai.vision.all import *
 from fastmem.all import *
 from helpers import Inverted
@@ -279,17 +279,21 @@ def test_four_workers_hold_one_copy(tmp_path):
     print(run_program(tmp_path, pss, tmp_path, '3'))
 
 creep = '''
-import sys, psutil
+import statistics, sys, psutil
 from fastai.vision.all import *
 from fastmem.all import *
 from helpers import Inverted
 files = get_image_files(sys.argv[1])*100
-def tree(): return sum(o.memory_full_info().pss for o in [psutil.Process(), *psutil.Process().children()] if o.status()!='zombie')
+def own(o):
+    "Bytes of its share of what is no file: of libraries, that depends on who else runs on the machine"
+    return sum(int(line.split()[1])*1024 for line in Path(f'/proc/{o.pid}/smaps_rollup').read_text().splitlines() if line.startswith(('Pss_Anon','Pss_Shmem')))
+def tree(): return sum(own(o) for o in [psutil.Process(), *psutil.Process().children()] if o.status()!='zombie')
 dls = ImageDataLoaders.from_lists('.', files, ['a']*len(files), valid_pct=.1, seed=1, item_tfms=[Inverted(), Resize(16)], bs=64, num_workers=2, device='cpu').in_memory()
 def epoch(): return max([tree() for i,_ in enumerate(dls.train) if i>len(dls.train)-4])
 pss = [epoch() for _ in range(12)][2:]
 print([f'{o/1e6:.0f} MB' for o in pss])
-assert max(pss)/min(pss) < 1.02, pss
+early,late = statistics.median(pss[:5]),statistics.median(pss[5:])  # a single look may find a worker gone already
+assert abs(late/early-1) < .02, pss
 '''
 
 def test_memory_does_not_creep_over_ten_epochs(tmp_path):
