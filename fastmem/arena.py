@@ -19,14 +19,14 @@ from fastcore.all import *
 
 from .guard import *
 
-# %% ../nbs/02_arena.ipynb #e680bee9
+# %% ../nbs/02_arena.ipynb #6e916896
 _max_items,_max_processes = 1<<27,1<<16
 _chunk_bytes = 4<<20  # address space that a process takes at a time, and how often the guard is asked
 _align_bytes = 64     # one cache line
 
 _header = np.dtype([('generation','u8'), ('next_byte','u8'), ('next_place','u8'), ('next_row','u8'), ('full','u8'), ('paused','u8'), ('skips','u8')])
 _parts = dict(header=(_header,1), counters=('i8',(_max_processes,2)), places=('u8',_max_items),
-              sizes=('u4',(_max_items,4)), modes=('u1',_max_items), pixel_bytes=('u1',_max_items))
+              sizes=('u4',(_max_items,4)), modes=('u1',_max_items), pixel_bytes=('u1',_max_items), stamps=('u4',_max_items))
 
 def _layout():
     "{part: (dtype, shape, offset)}, and where the pixels start, all on page boundaries"
@@ -148,7 +148,7 @@ def reserve_places(self:Arena,
         self.header['next_place'] = first+n
     return first
 
-# %% ../nbs/02_arena.ipynb #8c557af0
+# %% ../nbs/02_arena.ipynb #dfbc1dd7
 @patch
 def _allocate(self:Arena, n_bytes):
     "Offset of `n_bytes` of this process's chunk, or `None` if the guard has no room; the thread lock is held"
@@ -184,6 +184,7 @@ def write(self:Arena,
     planes:np.ndarray, # Pixels (bands, height, width), C-contiguous
     full:tuple, # (width, height) of the image in its file
     mode:int=0, # A number from 0 to 255 that says what the bands are
+    stamp:int=0, # 32 bits that say which version of its file they are from
 )->bool: # Whether it was kept; `False` if the guard has no room
     "Keep the pixels of an image"
     with self._own()._thread_lock:
@@ -192,7 +193,7 @@ def write(self:Arena,
     if offset is None: return False
     if not self._put(planes, offset): return False
     self.sizes[place] = *planes.shape[:0:-1],*full
-    self.modes[place],self.pixel_bytes[place] = mode,planes.shape[0]*planes.itemsize
+    self.modes[place],self.pixel_bytes[place],self.stamps[place] = mode,planes.shape[0]*planes.itemsize,stamp
     self.places[place] = _pack(generation, offset)  # last: from here on it is ready
     return True
 

@@ -6,13 +6,14 @@ Docs: https://fastmem.github.io/fastmem/block.html.md"""
 
 # %% auto #0
 __all__ = ['stores', 'modes', 'on_fulls', 'on_errors', 'bad_file_errors', 'traced_tfms', 'item_methods', 'image_class', 'is_noop',
-           'ImageColumn', 'item_lists', 'find_images', 'leading_resize', 'choose_recipe', 'random_state_kept',
-           'check_guard', 'MemDL', 'same_file', 'trace_class', 'mem_class', 'in_memory_dl', 'MemImageBlock',
-           'MemMaskBlock']
+           'items_mark', 'ImageColumn', 'item_lists', 'makes_own_items', 'find_images', 'leading_resize',
+           'choose_recipe', 'random_state_kept', 'check_guard', 'MemDL', 'same_file', 'trace_class', 'mem_class',
+           'in_memory_dl', 'MemImageBlock', 'MemMaskBlock']
 
-# %% ../nbs/04_block.ipynb #7ca44418
+# %% ../nbs/04_block.ipynb #77cfa917
 import copy, functools, multiprocessing.context, os, random, weakref
 
+import numpy as np
 from fastai.data.core import Datasets, TfmdDL, TfmdLists
 from fastai.data.load import SkipItemException, _FakeLoader
 from fastai.data.transforms import ColReader
@@ -35,7 +36,7 @@ def image_class(
         cls = getattr(m.implementation, '__self__', None)
         if isinstance(cls, type) and issubclass(cls, PILBase) and m.implementation.__name__=='create': return cls
 
-# %% ../nbs/04_block.ipynb #ed3286ba
+# %% ../nbs/04_block.ipynb #361719dc
 def is_noop(tfm:Transform)->bool:
     "Whether `tfm` does nothing; a transform's `name` may hold all its tensors in words, so it is looked at last"
     return type(tfm) is Transform and tfm.name=='noop'
@@ -46,6 +47,20 @@ def _reads_row(tfms, items):
     fields = getattr(next(items.itertuples(index=False)), '_fields', ())
     return all(isinstance(o, int) or o in fields for o in tfms[0].cols)
 
+def items_mark(
+    items, # Of a `TfmdLists`
+)->int:
+    "Another number once others are put in the place of `items`, or of some of them"
+    if isinstance(items, (list,tuple,L)): return hash((id(items), *map(id, items)))
+    columns = [items.iloc[:,i] for i in range(items.shape[1])] if getattr(items, 'ndim', 1)==2 and hasattr(items, 'iloc') else [items]
+    return hash((id(items), *map(_values_mark, columns if hasattr(items, '__array__') else ())))
+
+def _values_mark(values):
+    a = np.asarray(values)
+    if a.dtype!=object: return hash(a.tobytes())
+    try: return hash(tuple(a))
+    except TypeError: return hash(tuple(map(str, a)))  # lists of labels, for instance
+
 class ImageColumn:
     "One element of the items of a dataset that is an image"
     def __init__(self,
@@ -55,7 +70,7 @@ class ImageColumn:
     ):
         store_attr()
         self.before,self.after = [[o for o in fs if not is_noop(o)] for fs in (tl.tfms.fs[:opener],tl.tfms.fs[opener+1:])]
-        self.items = tl.items # as they were; others may be put in their place
+        self.items,self.mark = tl.items,items_mark(tl.items) # as they were; others may be put in their place
         self.places,self.preloaded = None,False # where each item's pixels are, once a cache has given them places
 
     def file(self, i):
@@ -68,7 +83,7 @@ class ImageColumn:
         if _reads_row(self.before, items): return [self.before[0](o) for o in items.itertuples(index=False)]
         return [self.file(i) for i in range(len(self.tl))]
     def __len__(self): return len(self.tl)
-    def same(self, o): return self.recipe==o.recipe and self.items is o.items
+    def same(self, o): return self.recipe==o.recipe and self.mark==o.mark
 
     def item(self, i, cache, keep, pct=None):
         "Item `i` as the dataset would give it, read through `cache`"
@@ -80,10 +95,15 @@ def item_lists(dataset):
     if isinstance(dataset, Datasets): return list(dataset.tls)
     return [dataset] if isinstance(dataset, TfmdLists) else []
 
+def makes_own_items(dataset):
+    "Whether a `__getitem__` that is not fastai's makes the items, of which nothing is known"
+    return any(type(o).__getitem__ not in (TfmdLists.__getitem__,Datasets.__getitem__) for o in (*item_lists(dataset), dataset) if isinstance(o, (TfmdLists,Datasets)))
+
 def find_images(
     dataset, # Of fastai
 )->list: # (number in the item, `TfmdLists`, number of the opening transform, image class)
     "The elements of the items that are images"
+    if makes_own_items(dataset): return []
     return [(i,tl,j,cls) for i,tl in enumerate(item_lists(dataset)) for j,f in enumerate(tl.tfms.fs) if (cls := image_class(f))]
 
 # %% ../nbs/04_block.ipynb #20f82217
@@ -120,7 +140,7 @@ def choose_recipe(
                                         f"item_tfms are {[o.name.split(' ')[0] for o in dl.after_item.fs]}")
     return resize_recipe(cls, resize)
 
-# %% ../nbs/04_block.ipynb #69ee70fb
+# %% ../nbs/04_block.ipynb #d779bb4a
 def random_state_kept(f):
     "Call `f` and leave Python's random numbers as if it had not been"
     state = random.getstate()
@@ -145,7 +165,7 @@ def _check_word(name, value, words):
 
 class MemDL(TfmdDL):
     "A `TfmdDL` that reads its images through an `ImageCache`"
-    stock_cls,cache,columns,targets,options,_asked_workers,_why = TfmdDL,None,{},{},{},None,None
+    stock_cls,cache,columns,targets,options,_why,_worker_random = TfmdDL,None,{},{},{},None,None
     _sample = None # of the targets, once it was taken
 
     @delegates(TfmdDL.__init__)
@@ -165,7 +185,7 @@ class MemDL(TfmdDL):
         check_guard(cache, guard)
         self.attach(cache, mode=mode, store=store, size=size, guard=guard, on_full=on_full, on_error=on_error)
 
-# %% ../nbs/04_block.ipynb #e6c959c4
+# %% ../nbs/04_block.ipynb #5a8ad836
 def same_file(a, b): return not isinstance(a, (str,os.PathLike)) or a==b
 
 def _steady(column, n=8):
@@ -184,7 +204,7 @@ def attach(self:MemDL,
     for name,words in dict(mode=modes, on_full=on_fulls, on_error=on_errors).items(): _check_word(name, options[name], words)
     self.options,self.fake_l,self.keep,self._add = options,_weak_loader(self),options['mode']!='stream',add
     self._why = self._sample = None
-    if cache is None: cache = ImageCache(options['guard'])
+    if cache is None: cache = self._living_cache() or ImageCache(options['guard'])
     self.cache,self.columns = cache,random_state_kept(lambda: self._find_columns(cache, like))
     self.targets = like.targets if like is not None and like.dataset is self.dataset else {}
 
@@ -200,14 +220,30 @@ def _find_columns(self:MemDL, cache, like):
         column = ImageColumn(tl, opener, self._recipe(tl, opener, cls))
         if i in known and known[i].same(column): column = known[i]
         elif not _steady(column): continue  # a getter that draws its file can't be cached by item
-        else: column.places = (cache.add if self._add else cache.find)(column.files(), column.recipe)
+        else:
+            column.places = (cache.add if self._add else cache.find)(column.files(), column.recipe)
+            cache.forget(column.places[cache.changed(column.places, column.file, _look_s)])
         res[i] = column
     return res
 
+_look_s = 2. # for files that have changed, when a loader is made: on a slow drive some are left to `DataLoaders.refresh`
+
 @patch
-def refresh(self:MemDL):
+def _living_cache(self:MemDL, n=64):
+    "A cache in use that has a place for most images of this loader: the cell was run again, or it is another fold, or batch size"
+    def known(cache, column):
+        some = range(0, len(column), max(1, len(column)//n))
+        return sum(cache.find([column.file(i) for i in some], column.recipe)>=0) > len(some)/2
+    def find():
+        columns = [ImageColumn(tl, opener, self._recipe(tl, opener, cls)) for _,tl,opener,cls in find_images(self.dataset)]
+        return first(o for o in list(ifnone(self.options['guard'], shared_guard()).caches) if columns and all(known(o, c) for c in columns))
+    if (res := random_state_kept(find)) is not None: res.resume(); res.verdict = None
+    return res
+
+@patch
+def follow(self:MemDL):
     "Find the images again where item transforms or items were replaced since: a callback may set another size"
-    if all(o.recipe==self._recipe(o.tl, o.opener, o.recipe.cls) and o.items is o.tl.items for o in self.columns.values()): return
+    if all(o.recipe==self._recipe(o.tl, o.opener, o.recipe.cls) and o.mark==items_mark(o.tl.items) for o in self.columns.values()): return
     self.columns,self.targets,self._sample = random_state_kept(lambda: self._find_columns(self.cache, self)),{},None
 
 def _weak_loader(dl):
@@ -320,7 +356,7 @@ def trace_item(self:MemDL,
     item = tuple(trace_class(self.columns[j].recipe.cls)(o) if j in self.columns else o for j,o in enumerate(item))
     return compose_tfms(item, tfms, split_idx=self.after_item.split_idx)
 
-# %% ../nbs/04_block.ipynb #7a8f2cec
+# %% ../nbs/04_block.ipynb #6835107c
 item_methods = 'create_item','do_item','create_batch','create_batches','do_batch','retain'
 
 @functools.lru_cache(maxsize=None)
@@ -347,7 +383,6 @@ def new(self:MemDL, dataset=None, cls=None, **kwargs):
     asked,from_block = {k:kwargs.pop(k) for k in list(kwargs) if k in self.options},kwargs.pop('from_block', False)
     add = dataset is None or bool(asked) or from_block  # a block's loaders hand its options on, `test_dl` does not
     cache = kwargs.pop('cache', None) or self.cache
-    if self._asked_workers is not None: kwargs.setdefault('num_workers', self._asked_workers)
     res = super(MemDL, self).new(dataset, self.stock_cls if cls is None or issubclass(cls, MemDL) else cls, **kwargs)
     if cls is not None and not issubclass(cls, MemDL): return res
     return in_memory_dl(res, cache, like=self, add=add, **merge(self.options, asked))

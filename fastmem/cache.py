@@ -6,11 +6,11 @@ Docs: https://fastmem.github.io/fastmem/cache.html.md"""
 
 # %% auto #0
 __all__ = ['mode_names', 'Pixels', 'opens_as_stock', 'make_pixels', 'to_planes', 'from_planes', 'cut', 'crop_pad_planes',
-           'turn_planes', 'edit_image', 'Kept', 'ImageCache', 'n_cores', 'worthwhile_threads', 'map_threads',
-           'OtherSize']
+           'turn_planes', 'edit_image', 'Kept', 'ImageCache', 'file_stamp', 'n_cores', 'worthwhile_threads',
+           'map_threads', 'OtherSize']
 
-# %% ../nbs/03_cache.ipynb #7f7db3fe
-import hashlib, os, time
+# %% ../nbs/03_cache.ipynb #56172fe4
+import hashlib, os, time, zlib
 from collections import deque
 from concurrent import futures
 from typing import NamedTuple
@@ -194,7 +194,7 @@ def edit_image(
     for o in edits: im = _crop_pad_image(im, **o.keywords) if o.func is crop_pad_planes else im.transpose(**o.keywords)
     return im
 
-# %% ../nbs/03_cache.ipynb #ed8d4b62
+# %% ../nbs/03_cache.ipynb #5613aafc
 def _digests(files):
     "(first, second) 8 bytes of a hash of each path (from the root, so that a changed working directory is no other file)"
     paths = [o if o.startswith(b'/') else os.path.join(os.getcwdb(), o) for o in map(os.fsencode, files)]
@@ -226,6 +226,7 @@ class ImageCache:
         self.guard = ifnone(guard, shared_guard())
         self.arena,self.batches,self.kept,self.planned = Arena(self.guard),BatchMemory(),{},{}
         self.told,self.verdict,self.looked_s = False,None,0.
+        self.guard.caches.add(self)
 
     def add(self,
         files:list, # Paths; anything else has no place and is never kept
@@ -275,7 +276,7 @@ class ImageCache:
         n,n_bytes = self.n_bytes()
         return f'ImageCache: {n:,} images, {human_bytes(n_bytes)}'
 
-# %% ../nbs/03_cache.ipynb #3c3431e2
+# %% ../nbs/03_cache.ipynb #e8d4dbb7
 @patch
 def _image(self:ImageCache, place, cls, region):
     "An image of `cls` with what `region(planes, full size)` shows of the stored planes; `None` if the place is empty"
@@ -286,14 +287,24 @@ def _image(self:ImageCache, place, cls, region):
     im = from_planes(region(self.arena.view(at, *pixel_modes[mode]), at.full), mode, cls)
     return im if self.arena.generation==generation else None
 
+def file_stamp(
+    file, # Path, or anything else
+)->int: # 0 for what is no file, or not there
+    "32 bits that are others when the size of `file`, or the time it was written, is another"
+    if not isinstance(file, (str,os.PathLike)): return 0
+    try: o = os.stat(file)
+    except OSError: return 0
+    return zlib.crc32(f'{o.st_size} {o.st_mtime_ns}'.encode()) or 1
+
 @patch
 def _make(self:ImageCache, place, file, recipe, keep):
     "Read `file` and keep its pixels if `keep`"
+    stamp = file_stamp(file)  # of before it is read: what is written meanwhile is noticed as a change
     pixels = make_pixels(file, recipe)
     if pixels.im.mode not in pixel_modes: return pixels
     pixels = pixels._replace(planes=to_planes(pixels.im))
     if keep and place>=0 and not self.arena.header['paused']:
-        self.arena.write(place, pixels.planes, pixels.full, mode_names.index(pixels.im.mode))
+        self.arena.write(place, pixels.planes, pixels.full, mode_names.index(pixels.im.mode), stamp)
     return pixels
 
 @patch
@@ -431,7 +442,7 @@ def gather(self:ImageCache,
     self.arena.count(n_hits, len(places)-n_hits)
     return out
 
-# %% ../nbs/03_cache.ipynb #c3c3d04f
+# %% ../nbs/03_cache.ipynb #fac0d366
 @patch
 def _fill_one(self:ImageCache, place, file, recipe):
     "The error if `file` could not be read, `None` if it was or needs not be"
@@ -465,6 +476,26 @@ def fill(self:ImageCache,
 def _progress(self:ImageCache, n, start_s):
     "Rate, bytes and budget, for the bar"
     return f'{n/(time.perf_counter()-start_s):,.0f}/s, {human_bytes(self.arena.used_bytes)}, {human_bytes(self.guard.budget())} left'
+
+@patch
+def changed(self:ImageCache,
+    places:np.ndarray, # Places of some files
+    file_of, # Function from a position in `places` to its path
+    for_s:float=None, # Time to look for; until all were looked at if `None`
+)->np.ndarray: # Positions in `places`
+    "Which of the files are not what they were when their pixels were kept; one that is gone is not changed"
+    res,start_s = [],time.monotonic()
+    for i in np.flatnonzero(self.arena.ready(places)).tolist():
+        if for_s and time.monotonic()-start_s>for_s: break
+        if (stamp := file_stamp(file_of(i))) and stamp!=self.arena.stamps[places[i]]: res.append(i)
+    return np.array(res, int)
+
+@patch
+def forget(self:ImageCache,
+    places:np.ndarray, # Places of some files
+):
+    "Read these files again when a batch reaches them; the memory of their pixels is free after the next `purge`"
+    self.arena.places[places] = 0
 
 @patch
 def resume(self:ImageCache):

@@ -111,7 +111,7 @@ def default_reserve_bytes(
     total_bytes = ifnone(total_bytes, total_memory())
     return int(min(max(total_bytes*.1, 128e6), 4e9))
 
-# %% ../nbs/00_guard.ipynb #67b55a94
+# %% ../nbs/00_guard.ipynb #45953588
 def _check_bytes(name, n):
     if n is None: return None
     if not isinstance(n, (int,float)) or isinstance(n, bool) or n<0 or n!=n//1:
@@ -126,7 +126,7 @@ class MemoryGuard:
     ):
         self.reserve_bytes = ifnone(_check_bytes('reserve_bytes', reserve_bytes), default_reserve_bytes())
         self.limit_bytes = _check_bytes('limit_bytes', limit_bytes)
-        self.arenas = WeakSet()
+        self.arenas,self.caches = WeakSet(),WeakSet()
 
     @property
     def used_bytes(self)->int:

@@ -107,20 +107,26 @@ def why_items(
     if tfms := _unknown_tfms(dl): return f'{tfms[0]} runs on each item'
     return first(_bad_columns(dl)) or first(_bad_traces(dl)) or ''
 
-# %% ../nbs/05_loader.ipynb #8d08a0ab
+# %% ../nbs/05_loader.ipynb #805a4eaf
 _label_tfms = Categorize,MultiCategorize,EncodedMultiCategorize,OneHotEncode # what these make depends on the label alone
 _label_types = str,int,float,np.generic
 
 def _plain_function(tfm):
     "The function that `tfm` calls with whatever it is given; `None` if it is more than that"
     methods = list(getattr(getattr(tfm, 'encodes', None), 'methods', ())) if type(tfm) is Transform and tfm.split_idx is None else []
-    return methods[0].implementation if len(methods)==1 and methods[0].signature.types in ((),(Any,)) else None
+    return methods[0].implementation if len(methods)==1 and (methods[0].signature.types,methods[0].return_type) in (((),Any),((Any,),Any)) else None
 
-def _label(o):
-    "`o` as a key, if it is a label or several"
-    if isinstance(o, (list,L)): o = tuple(o)
-    elif isinstance(o, tuple): return None  # its elements are items of their own to fastai
-    return o if all(isinstance(p, _label_types) for p in (o if isinstance(o, tuple) else (o,))) else None
+def _typed(o): return o if type(o) is str else (type(o),o)  # 1, 1.0 and True are equal, but different labels
+
+def _key(o):
+    "`o` as a key, if it is a label or several; else `None`"
+    if type(o) is str: return o
+    if isinstance(o, (list,L)): return (list,*map(_typed, o)) if all(isinstance(p, _label_types) for p in o) else None
+    return _typed(o) if isinstance(o, _label_types) else None
+
+def _state(tl):
+    "What the targets of `tl` are made from and by, to be compared with `is`"
+    return [tl.tfms, *tl.tfms.fs, *[getattr(f, o, None) for f in tl.tfms.fs for o in ('vocab','c')]]
 
 class TargetColumn:
     "One element of the items that is no image: what fastai makes of each label is remembered"
@@ -129,50 +135,63 @@ class TargetColumn:
         tl:TfmdLists, # The items and their type transforms
     ):
         store_attr()
-        fs = [o for o in tl.tfms.fs if not is_noop(o)]
-        getters = list(itertools.takewhile(lambda o: type(o) not in _label_tfms, fs))
-        rest,self.getter = fs[len(getters):],getters[0] if len(getters)==1 else None
-        self.function = noop if not getters else self.getter and _plain_function(self.getter)
-        self.known = {} if rest and all(type(o) in _label_tfms for o in rest) and (self.function or self._reads_cells()) else None  # row by label
-        self.rows = np.full(len(tl), -1, np.int32) if self.function is parent_label else None  # by item
+        self.state,self.mark,fs = _state(tl),items_mark(tl.items),[o for o in tl.tfms.fs if not is_noop(o)]
+        self.getters = list(itertools.takewhile(lambda o: type(o) not in _label_tfms, fs))
+        self.rest = fs[len(self.getters):]
+        self.function = noop if not self.getters else _plain_function(self.getters[0])
+        simple = self.rest and all(type(o) in _label_tfms for o in self.rest) and len(self.getters)<2 and type(tl).__getitem__ is TfmdLists.__getitem__
+        self.known = {} if simple and (self.function or self._reads_cells()) else None  # row of `table` by label
+        self.rows = np.full(len(tl), -1, np.int32) if self.known is not None and self.function is parent_label else None  # by item
         self.table = self.sample = None
 
-    def _reads_cells(self): return type(self.getter) is ColReader and hasattr(self.tl.items, 'iloc') and len(self.getter.cols)==1
+    def _reads_cells(self): return type(self.getters[0]) is ColReader and getattr(self.tl.items, 'ndim', 0)==2 and len(self.getters[0].cols)==1
+
+    def current(self):
+        "Whether items and transforms are still those that this was made of"
+        state = _state(self.tl)
+        return len(state)==len(self.state) and all(a is b for a,b in zip(state,self.state)) and self.mark==items_mark(self.tl.items)
 
     def __getitem__(self, idxs):
         "The targets of the items `idxs` (an array) as stock collates them"
         if self.rows is not None and (rows := self.rows[idxs]).min(initial=0)>=0: return self._made_of(rows)
-        labels = self._labels(idxs)
-        if labels and all(o in self.known for o in labels):
-            rows = np.array([self.known[o] for o in labels])
-            if self.rows is not None: self.rows[idxs] = rows
-            return self._made_of(rows)
-        items = [self.tl[i] for i in idxs.tolist()]
-        res = retain_types(fa_collate([(o,) for o in items])[0], items[0])
-        if labels: self._remember(labels, items[0], res)
-        return res
+        labels = self._labels(idxs) if self.known is not None else None
+        if labels is None: return self._collated([self.tl[i] for i in idxs.tolist()])
+        keys = [_key(o) for o in labels]
+        if not self._know(keys, labels): return self._collated([self._make(o) for o in labels])
+        rows = np.array([self.known[o] for o in keys])
+        if self.rows is not None: self.rows[idxs] = rows
+        return self._made_of(rows)
 
+    def _make(self, label): return compose_tfms(label, self.rest, split_idx=self.tl.tfms.split_idx)
+    def _collated(self, items): return retain_types(fa_collate([(o,) for o in items])[0], items[0])
     def _made_of(self, rows): return retain_types(self.table[rows], self.sample)
 
     def _labels(self, idxs):
-        "The labels of the items `idxs`; `None` if they are none that can be remembered"
-        if self.known is None: return None
+        "The labels of the items `idxs`; `None` if fastai's pipeline has to be asked"
         if self.function is None:
-            column,items = self.getter.cols[0],self.tl.items
-            res = (items.iloc[:,column] if isinstance(column, int) else items[column]).iloc[idxs].tolist()
-        else: res = [self.function(self.tl._get(i)) for i in idxs.tolist()]
-        res = [_label(o) for o in res]
-        if None in res: self.known = res = None
-        return res
+            column,items = self.getters[0].cols[0],self.tl.items
+            cells = (items.iloc[:,column] if isinstance(column, int) else items[column]).iloc[idxs].tolist()
+            return [self.getters[0]({column: o}) for o in cells]
+        items = [self.tl._get(i) for i in idxs.tolist()]
+        if not any(isinstance(o, (tuple,str)) for o in items) or not self.getters: return [self.function(o) for o in items]
+        self.known = None  # of a tuple, fastai gives the function each element, and of a string it makes one of the same class
 
-    def _remember(self, labels, item, res):
-        "The rows of `res` are what is made of `labels`"
-        new = {o:i for i,o in enumerate(labels) if o not in self.known}
-        if len(self.known)+len(new)>self.max_labels or not isinstance(res, torch.Tensor) or res[0].nbytes>self.max_bytes: self.known = None; return
-        made = res.as_subclass(torch.Tensor)[list(new.values())]
-        self.table = made if self.table is None else torch.cat([self.table, made])
-        self.known.update(zip(new, itertools.count(len(self.known))))
-        self.sample = item
+    def _know(self, keys, labels):
+        "Whether what is made of `labels` is remembered, now"
+        new = {o:i for i,o in enumerate(keys) if o not in self.known}
+        if new and not (None in new or len(self.known)+len(new)>self.max_labels):
+            made = [self._make(labels[i]) for i in new.values()]
+            if all(isinstance(o, torch.Tensor) and o.nbytes<=self.max_bytes for o in made): return self._remember(new, made)
+        if new: self.known = None
+        return not new
+
+    def _remember(self, new, made):
+        rows = torch.stack([o.as_subclass(torch.Tensor) for o in made]) if len({(o.shape,o.dtype) for o in made})==1 else None
+        if rows is None or (self.table is not None and (rows.shape[1:],rows.dtype)!=(self.table.shape[1:],self.table.dtype)): self.known = None; return False
+        n = 0 if self.table is None else len(self.table)
+        self.sample,self.table = made[0],rows if self.table is None else torch.cat([self.table, rows])
+        self.known.update(zip(new, itertools.count(n)))  # last: a label that is known has its row
+        return True
 
 # %% ../nbs/05_loader.ipynb #da9819d0
 def _stored_size(dl, column, i):
@@ -237,7 +256,7 @@ def _targets(self:MemDL, j, tl):
     if j not in self.targets: self.targets[j] = TargetColumn(tl)
     return self.targets[j]
 
-# %% ../nbs/05_loader.ipynb #04e24dcb
+# %% ../nbs/05_loader.ipynb #fe289bc0
 @patch
 def _known_tail(self:MemDL):
     "The last item transforms before `ToTensor`, if they can be traced"
@@ -272,6 +291,7 @@ def _image_tensor(cls, planes): return cls._tensor_cls(torch.from_numpy(np.ascon
 @patch
 def _itemwise(self:MemDL, samps, tail):
     "As stock `create_batches`, with `tail` done by threads; nothing is drawn for a batch before the one before it was handed out"
+    self._to_tensors(0)  # plum completes a function in its first call, which must not be in several threads
     begun = (o for o in (self._begin_item(i, tail) for i in samps) if o[0] is not None)
     while items := list(map_threads(self._finish_item, itertools.islice(begun, self.bs), n_threads())):
         if len(items)==self.bs or not self.drop_last: yield self.do_batch(items)
@@ -280,12 +300,16 @@ def n_threads():
     "Threads that make a batch: one a core, and none but its own in a worker"
     return n_cores() if torch.utils.data.get_worker_info() is None else 0
 
-# %% ../nbs/05_loader.ipynb #831ce52b
+# %% ../nbs/05_loader.ipynb #232561ec
 _slice_values = 300_000 # in floats, about what a core's own cache holds
 
-def _divides(o): return type(o) is IntToFloatTensor and o.split_idx is None and isinstance(o.div, (int,float)) and o.div!=0
+def _plain(o, cls):
+    "Whether `o` is a `cls` that does what fastai has it do, and no more: `@cls` adds types"
+    return type(o) is cls and o.split_idx is None and all(m.implementation.__module__.startswith('fastai.') for m in cls.encodes.methods)
+
+def _divides(o): return _plain(o, IntToFloatTensor) and isinstance(o.div, (int,float)) and o.div!=0
 def _normalizes(o, x):
-    return (type(o) is Normalize and o.split_idx is None and all(isinstance(p, torch.Tensor) and p.dtype==torch.float32 and p.device==x.device
+    return (_plain(o, Normalize) and all(isinstance(p, torch.Tensor) and p.dtype==torch.float32 and p.device==x.device
             and p.shape in ((1,x.shape[1],1,1),(1,1,1,1)) for p in (o.mean,o.std)))
 
 class FloatPipeline(Pipeline):
@@ -319,7 +343,7 @@ class FloatPipeline(Pipeline):
 
 def _is_bytes(o): return type(o) in (TensorImage,TensorImageBW) and o.dtype==torch.uint8 and o.device.type=='cpu' and o.ndim==4 and len(o)>0
 
-# %% ../nbs/05_loader.ipynb #fa0eaeb7
+# %% ../nbs/05_loader.ipynb #887a45e1
 class WorkerRandom:
     "The random numbers that `n` workers of this epoch would draw"
     def __init__(self,
@@ -351,7 +375,8 @@ def _in_process(self:MemDL):
 
 @patch
 def _start_epoch(self:MemDL):
-    if self.columns: self.refresh()
+    if self.columns: self.follow()
+    for j in [j for j,o in self.targets.items() if not o.current()]: del self.targets[j]
     self._why,self._worker_random = why_items(self),None
     if not self.columns: return
     if type(self.after_batch) is Pipeline: self.after_batch = FloatPipeline(self.after_batch, self.cache.batches)
@@ -362,20 +387,24 @@ def _start_epoch(self:MemDL):
 @patch
 def __iter__(self:MemDL):
     self._start_epoch()
-    workers = self.fake_l.num_workers
-    if workers and self._in_process(): batches = self._iter_in_process(workers)
-    else:
-        if self.columns: relieve(self.cache, workers*worker_bytes)
-        batches = super(MemDL, self).__iter__()
+    self._begun,workers,batches = True,self.fake_l.num_workers,super(MemDL, self).__iter__()
+    if workers and self._in_process(): batches = self._in_this_process(batches, workers)
+    elif self.columns: relieve(self.cache, workers*worker_bytes)
     yield from (self._watched(batches) if self.columns else batches)
 
 @patch
-def _iter_in_process(self:MemDL, workers):
-    "An epoch in this process, with the random numbers that `workers` would draw"
-    self._asked_workers,self._worker_random = workers,WorkerRandom(workers)
+def before_iter(self:MemDL):
+    if not self.__dict__.pop('_begun', False): self._start_epoch()  # the epoch of a loader that wraps this one
+    super(MemDL, self).before_iter()
+
+@patch
+def _in_this_process(self:MemDL, batches, workers):
+    "`batches` without workers, with the random numbers that these would draw; how many were asked for is back once they have begun"
+    self._worker_random = WorkerRandom(workers)
     try:
-        with self.fake_l.no_multiproc(): yield from super(MemDL, self).__iter__()
-    finally: self._asked_workers = self._worker_random = None
+        with self.fake_l.no_multiproc(): begun = list(itertools.islice(batches, 1))
+    finally: self._worker_random = None
+    yield from itertools.chain(begun, batches)
 
 # %% ../nbs/05_loader.ipynb #8951f369
 worker_bytes = 60_000_000 # asked for before a worker is started
@@ -399,7 +428,7 @@ def _watched(self:MemDL, batches):
         relieve(self.cache)
         yield b
 
-# %% ../nbs/05_loader.ipynb #0dcb29b0
+# %% ../nbs/05_loader.ipynb #a5d1d55d
 @patch
 def create_batches(self:MemDL, samps):
     if self._why is None: self._start_epoch()  # called by a loader that wraps this one
@@ -409,17 +438,17 @@ def create_batches(self:MemDL, samps):
 
 @patch
 def _gathered(self:MemDL, samps):
-    chunks = chunked(samps, self.bs)
-    for idxs,batch in map_threads(self._gather_drawn, self._drawn(chunks), 1 if self._worker_random and self.traced() else 0):
+    chunks,rand = chunked(samps, self.bs),self._worker_random
+    for idxs,batch in map_threads(self._gather_drawn, self._drawn(chunks, rand), 1 if rand and self.traced() else 0):
         if batch is None:  # a target was dropped: from here on batches are filled up item by item, as in stock
             self.cache.arena.header['skips'] = 1
             yield from super(MemDL, self).create_batches(itertools.chain(idxs, *chunks))
         elif len(idxs)==self.bs or not self.drop_last: yield batch
 
 @patch
-def _drawn(self:MemDL, chunks):
+def _drawn(self:MemDL, chunks, rand):
     "(items, `DrawnBatch`) of each of `chunks`; `None` for the first one of which an item is skipped, and no more"
-    rand = self._worker_random if self.traced() or (self.partly_applied() is not None and not self.after_item.split_idx) else None
+    if not self.traced() and (self.partly_applied() is None or self.after_item.split_idx): rand = None  # nothing is drawn
     for i,idxs in enumerate(chunks):
         try: yield idxs, self.draw_batch(idxs) if rand is None else rand.run(i, self.draw_batch, idxs)
         except SkipItemException: return (yield idxs, None)
@@ -499,7 +528,7 @@ def preload_columns(
     if errors: print(f'fastmem: {len(errors)} files can\'t be read; a batch that reaches one raises its error:')
     for file,error in errors.items(): print(f'  {file}: {type(error).__name__}: {error}')
 
-# %% ../nbs/05_loader.ipynb #e1ee00d4
+# %% ../nbs/05_loader.ipynb #9377f83f
 def _memory_dls(dls):
     inner = [getattr(o, 'dl', o) if not isinstance(o, MemDL) else o for o in dls.loaders]  # a distributed loader wraps ours
     res = [o for o in inner if isinstance(o, MemDL) and o.columns]
@@ -508,6 +537,8 @@ def _memory_dls(dls):
 
 def _check_images(dls):
     if any(find_images(getattr(o, 'dataset', None)) for o in dls.loaders): return
+    own = [type(dl.dataset).__name__ for dl in dls.loaders if makes_own_items(getattr(dl, 'dataset', None))]
+    if own: raise TypeError(f"{own[0]} makes its items in a `__getitem__` of its own, which reading from memory would leave out: do that in a transform")
     found = [o.name for dl in dls.loaders for tl in item_lists(getattr(dl, 'dataset', None)) for o in tl.tfms.fs]
     raise TypeError("no images in these DataLoaders: looked for the `create` of an image class (`PILImage.create`, as `ImageBlock` has it) "
                     f"among the type transforms, and found {sorted(set(found)) or [type(getattr(o, 'dataset', o)).__name__ for o in dls.loaders]}")
@@ -527,8 +558,10 @@ def in_memory(self:DataLoaders,
     check_guard(cache, guard)
     options = dict(mode=mode, store=store, size=size, guard=guard, on_full=on_full, on_error=on_error)
     if len(ifnone(guard, shared_guard()).arenas): gc.collect()  # a dropped Learner and its cache are a cycle
-    if cache is None: cache = ImageCache(guard)
-    loaders = [in_memory_dl(dl, cache, **options) if isinstance(dl, TfmdDL) else dl for dl in self.loaders]
+    loaders = []
+    for dl in self.loaders:
+        if isinstance(dl, TfmdDL): dl = in_memory_dl(dl, cache, **options); cache = dl.cache
+        loaders.append(dl)
     decide(cache, options)
     self.loaders = loaders
     if mode=='preload': self.preload()
@@ -552,7 +585,7 @@ def purge(self:DataLoaders)->int: # Bytes given back
     dls = _memory_dls(self)
     return dls[0].cache.purge(pause=dls[0].options['mode']=='preload')
 
-# %% ../nbs/05_loader.ipynb #6bc4b640
+# %% ../nbs/05_loader.ipynb #b0e97829
 class CacheStats(NamedTuple):
     "What is in memory"
     n_items:int # Images of these loaders
@@ -566,6 +599,12 @@ class CacheStats(NamedTuple):
     mode:str # 'lazy', 'preload' or 'stream'
     store:str # 'decoded', 'resized', or both
     batches:str # 'gathered', or why they are made item by item
+    loaders:tuple=() # Whose images these are
+
+    def check(self)->L:
+        "Audit the cache, and look for files that have changed on disk since they were kept; `DataLoaders.refresh` reads them again"
+        for cache in {o.cache for o in self.loaders}: cache.check()
+        return L(str(c.file(i)) for dl in self.loaders for c in dl.columns.values() for i in dl.cache.changed(c.places, c.file)).unique()
 
     @property
     def hit_rate(self)->float:
@@ -598,4 +637,12 @@ def memory(self:DataLoaders)->CacheStats:
     return CacheStats(n_items=int((places>=0).sum())+n_unkept, n_cached=int((n_bytes>0).sum()), cached_bytes=int(n_bytes.sum()), hits=hits, misses=misses,
                       budget_bytes=cache.guard.budget(), available_bytes=available_memory(), bound_by=cache.guard.binding(),
                       mode=options['mode'], store=' and '.join(sorted({c.recipe.store for c in columns})),
-                      batches=f'item by item: {why}' if why else 'gathered')
+                      batches=f'item by item: {why}' if why else 'gathered', loaders=tuple(dls))
+
+@patch
+def refresh(self:DataLoaders)->L: # Paths
+    "Read files that have changed on disk since they were kept again, when a batch reaches them"
+    res = self.memory.check()
+    for dl in _memory_dls(self):
+        for c in dl.columns.values(): dl.cache.forget(c.places[dl.cache.changed(c.places, c.file)])
+    return res

@@ -19,7 +19,7 @@ def _is_helper(process):
 def clean():
     from fastmem.all import shared_guard
     yield
-    for arena in list(shared_guard().arenas): arena.check()
+    for cache in list(shared_guard().caches): cache.check()
     mine = [o for o in psutil.Process().children(recursive=True) if not _is_helper(o)]
     gone,left = psutil.wait_procs(mine, timeout=10)
     assert not left, f'processes left behind: {left}'

@@ -7,7 +7,7 @@ from fastmem.all import *
 from fastmem.loader import FloatPipeline, TargetColumn
 from fastmem.arena import BatchMemory
 from fasttransform import Pipeline
-from helpers import Inverted, batches, photo_folder, random_states
+from helpers import Inverted, batches, photo_folder, random_states, run_program
 
 def make(path, item_tfms=None, blocks=(ImageBlock,CategoryBlock), get_y=parent_label, bs=8, **kwargs):
     set_seed(0)
@@ -210,6 +210,25 @@ def test_floats_are_those_of_stock(tfms, cls):
     assert type(got) is type(want) and all(type(p) is type(q) and p.dtype==q.dtype and torch.equal(p, q) and p.stride()==q.stride() for p,q in zip(want,got))
     assert str(ours)==str(stock) and ours.fs==stock.fs
 
+extensions = dict(image=(IntToFloatTensor, 'TensorImage', 'return x.float().div_(510)'), mask=(Normalize, 'TensorMask', 'return x+100'), category=(IntToFloatTensor, 'TensorCategory', 'return x+50'))
+
+@pytest.mark.parametrize('what', extensions)
+def test_types_that_a_user_adds_to_a_transform_are_seen(tmp_path, what):
+    "`@Normalize def encodes` is how fastai has it extended; in a process of its own, since it can't be taken back"
+    cls,typ,code = extensions[what]
+    run_program(tmp_path, f'''
+from fastai.vision.all import *
+from fastmem.arena import BatchMemory
+from fastmem.loader import FloatPipeline
+from fasttransform import Pipeline
+@{cls.__name__}
+def encodes(self, x:{typ}): {code}
+tfms = [IntToFloatTensor(), Normalize.from_stats(*imagenet_stats, cuda=False)]
+b = TensorImage(torch.randint(0, 256, (9,3,33,47), dtype=torch.uint8)),TensorMask(torch.randint(0, 9, (9,33,47), dtype=torch.uint8)),TensorCategory(torch.arange(9))
+stock,ours = Pipeline(tfms)(tuple(o.clone() for o in b)),FloatPipeline(Pipeline(tfms), BatchMemory())(b)
+assert all(torch.equal(p, q) for p,q in zip(stock,ours))
+''')
+
 # --- targets ---
 
 @pytest.mark.parametrize('source', ['function','regex','row','position','name'])
@@ -241,14 +260,6 @@ def test_targets_that_change_are_noticed_at_once(tmp_path, source, multi):
                 for tl in dl.dataset.tls: tl.items.loc[tl.items.name==files[i],'label'] = 'c'
         compare()
 
-def test_a_label_is_made_once(tmp_path):
-    "The pipeline is asked for a label that is new, and for no other"
-    photo_folder(tmp_path, 12, size=(60,50))
-    dls = make(tmp_path, Resize(32), get_y=lambda o: o.parent.name).in_memory()
-    target = TargetColumn(dls.train_ds.tls[1]); first = target[np.arange(10)]
-    dls.train_ds.tls[1].tfms.fs.clear()  # who asks the pipeline now gets no category
-    assert torch.equal(target[np.arange(10)], first) and type(target[np.arange(3)]) is TensorCategory
-
 def test_what_is_no_label_is_asked_for_each_time(tmp_path):
     photo_folder(tmp_path, 12, size=(60,50))
     for block,get_y in [(RegressionBlock,lambda o: float('nan')), (RegressionBlock,lambda o: [1.,float(o.stem)]), (TransformBlock,lambda o: np.full(3, int(o.stem))), (TransformBlock,lambda o: o.stem)]:
@@ -266,6 +277,138 @@ def test_why_targets_are_made_item_by_item(tmp_path):
     dls = make(tmp_path, Resize(32), get_y=failing).in_memory(); fails.append(1)
     assert 'KeyError' in dls.memory.batches
 
+# --- targets that are asked for ---
+
+def label_dls(tmp_path, get_y, block=None, n=12, **kwargs):
+    "(stock, in memory), not shuffled"
+    files = photo_folder(tmp_path, n, size=(60,50))
+    data = DataBlock((ImageBlock,block or CategoryBlock), get_items=lambda _: files, get_y=get_y, splitter=IndexSplitter([0]), item_tfms=Resize(32, method='squish'))
+    stock,ours = [data.dataloaders(tmp_path, bs=4, num_workers=0, device='cpu', shuffle=False, drop_last=False, **kwargs) for _ in range(2)]
+    return stock,ours.in_memory()
+
+def same_targets(stock, ours):
+    for (_,a),(_,b) in zip(stock.train, ours.train): assert type(a) is type(b) and torch.equal(a, b), (a,b)
+
+def test_a_function_is_called_once_an_item(tmp_path):
+    "So that what it draws, from whatever random numbers, is drawn as in stock"
+    calls = []
+    def label(o): calls.append(o.stem); return o.parent.name
+    stock,ours = label_dls(tmp_path, label)
+    list(ours.train); calls.clear()
+    for _ in range(2):
+        list(ours.train)
+        assert calls==[o.stem for o in ours.train_ds.items]; calls.clear()
+
+def test_a_label_is_made_once(tmp_path):
+    photo_folder(tmp_path, 12, size=(60,50))
+    dls = make(tmp_path, Resize(32), get_y=lambda o: o.parent.name).in_memory()
+    target = TargetColumn(dls.train_ds.tls[1]); first = target[np.arange(10)]
+    target._make = None  # who makes one now fails
+    assert torch.equal(target[np.arange(10)], first) and type(target[np.arange(3)]) is TensorCategory
+
+def test_another_vocab_or_other_transforms_are_noticed(tmp_path):
+    stock,ours = label_dls(tmp_path, parent_label)
+    same_targets(stock, ours)
+    for dls in (stock,ours): dls.train_ds.tls[1].tfms.fs[-1].vocab = CategoryMap(['c','b','a'], sort=False)
+    same_targets(stock, ours)
+    for dls in (stock,ours): dls.train_ds.tls[1].tfms = Pipeline([lambda o: o.parent.name, Categorize(vocab=['b','a','c'], sort=False)])
+    same_targets(stock, ours)
+
+def same_batches(stock, ours):
+    for a,b in zip(stock.train, ours.train): assert all(torch.equal(x, y) for x,y in zip(a,b))
+
+@pytest.mark.parametrize('which', [(0,),(1,),(0,1)], ids=str)
+@pytest.mark.parametrize('how', ['replaced','in place'])
+def test_other_items_are_noticed(tmp_path, which, how):
+    stock,ours = label_dls(tmp_path, parent_label)
+    ours.in_memory(store='decoded')
+    same_batches(stock, ours)
+    for dls in (stock,ours):
+        for tl in [dls.train_ds.tls[i] for i in which]:
+            if how=='replaced': tl.items = L(reversed(list(tl.items)))
+            else: tl.items[:] = list(reversed(list(tl.items)))
+    same_batches(stock, ours)
+
+def test_other_rows_are_noticed(tmp_path):
+    files = photo_folder(tmp_path, 12, size=(60,50))
+    df = pd.DataFrame(dict(name=files, label=list('abcd')*3))
+    make_dls = lambda: ImageDataLoaders.from_df(df, '/', fn_col='name', label_col='label', valid_pct=.2, seed=1, item_tfms=Resize(32, method='squish'), bs=4, num_workers=0, device='cpu',
+                                                 shuffle=False)
+    stock,ours = make_dls(),make_dls().in_memory(store='decoded')
+    same_batches(stock, ours)
+    for dls in (stock,ours):
+        for tl in dls.train_ds.tls: tl.items['name'] = list(reversed(list(tl.items['name'])))
+    same_batches(stock, ours)
+
+def numbers(values): return lambda o: values[int(o.stem)%len(values)]
+def named(o)->str: return [1,True,1.][int(o.stem)%3]
+
+labels = dict(equal=(numbers([1,True,1.,0,False]), CategoryBlock(vocab=[0,1])), annotated=(named, CategoryBlock(vocab=['1','1.0','True'])),
+              lists=(numbers([['a'],['b','a'],[]]), MultiCategoryBlock(vocab=['a','b'])), encoded=(numbers([[0,1],[1,1]]), MultiCategoryBlock(encoded=True, vocab=['a','b'])))
+
+@pytest.mark.parametrize('what', labels)
+def test_labels_of_all_kinds_are_those_of_stock(tmp_path, what):
+    stock,ours = label_dls(tmp_path, *labels[what])
+    for _ in range(3): same_targets(stock, ours)
+
+def test_labels_of_a_pair_of_files(tmp_path):
+    "fastai gives a plain function each element of a tuple"
+    files = photo_folder(tmp_path, 12, size=(60,50))
+    def make_dls():
+        dsets = Datasets(list(zip(files,files[::-1])), [[ItemGetter(0), PILImage.create],[parent_label,Categorize(vocab=list('abc'))]], splits=[list(range(8)),[8,9]])
+        return dsets.dataloaders(bs=4, num_workers=0, after_item=[Resize(32),ToTensor], shuffle=False, device='cpu')
+    stock,ours = make_dls(),make_dls().in_memory()
+    for _ in range(2):
+        for (_,a),(_,b) in zip(stock.train, ours.train): assert str(a)==str(b)
+
+def test_targets_whose_length_varies_from_batch_to_batch(tmp_path):
+    files = photo_folder(tmp_path, 12, size=(60,50))
+    def make_dls():
+        dsets = Datasets(files, [[PILImage.create],[lambda o: ['a']*(1+int(o.stem)%3),MultiCategorize(vocab=['a','b'])]], splits=[list(range(8)),[8,9]])
+        return dsets.dataloaders(bs=1, num_workers=0, after_item=[Resize(32),ToTensor], shuffle=False, device='cpu')
+    stock,ours = make_dls(),make_dls().in_memory()
+    for _ in range(2): same_targets(stock, ours)
+
+class Doubled(Datasets):
+    def __getitem__(self, i): x,y = super().__getitem__(i); return x,TensorCategory(y+7)
+
+def test_a_dataset_that_makes_its_own_items_is_refused(tmp_path):
+    files = photo_folder(tmp_path, 4, size=(60,50))
+    dsets = Doubled(files, [[PILImage.create],[parent_label,Categorize(vocab=list('abc'))]], splits=[[0,1],[2,3]])
+    dls = DataLoaders(TfmdDL(dsets, bs=2, num_workers=0, after_item=[Resize(32),ToTensor]))
+    with pytest.raises(TypeError, match='Doubled makes its items'): dls.in_memory()
+
+# --- iterators ---
+
+def test_an_iterator_that_is_kept_hides_no_workers(tmp_path):
+    photo_folder(tmp_path, 24, size=(60,50))
+    dls = ImageDataLoaders.from_folder(tmp_path, valid_pct=.2, item_tfms=RandomResizedCrop(32), bs=4, num_workers=2, device='cpu').in_memory(store='decoded', mode='preload')
+    dl = dls.train.new(shuffle=False)
+    set_seed(5); want = [x for x,_ in dl]
+    it = iter(dl); next(it)
+    assert dl.fake_l.num_workers==2
+    set_seed(5); got = [x for x,_ in dl]
+    assert all(torch.equal(a, b) for a,b in zip(want,got))
+    assert len(list(it))==len(want)-1
+
+class Wrapped(DataLoader):
+    "As fastai's `DistributedDL`, for one process"
+    def __init__(self, dl): super().__init__(dl.dataset, bs=dl.bs, num_workers=0, device=dl.device, drop_last=dl.drop_last); self.dl = dl
+    def sample(self): return iter(self.dl.get_idxs())
+    def create_batches(self, samps): return self.dl.create_batches(samps)
+    def before_iter(self): self.dl.before_iter()
+    def after_batch(self, b): return self.dl.after_batch(b)
+
+def test_a_loader_that_wraps_ours_sees_changes(tmp_path):
+    stock,ours = label_dls(tmp_path, parent_label)
+    ours.in_memory(store='decoded')
+    wrapped = Wrapped(ours.train)
+    for size in (None,48):
+        for dls in (stock,ours):
+            if size: dls.train.after_item = Pipeline([Resize(size, method='squish'), ToTensor()])
+            for tl in dls.train_ds.tls: tl.items = L(reversed(list(tl.items)))
+        for a,b in zip(stock.train, wrapped): assert all(torch.equal(x, y) for x,y in zip(a,b))
+
 # --- bookkeeping ---
 
 def test_bookkeeping_takes_at_most_64_bytes_an_item(tmp_path):
@@ -280,5 +423,5 @@ def test_bookkeeping_takes_at_most_64_bytes_an_item(tmp_path):
     gc.collect(); taken = tracemalloc.get_traced_memory()[0]-before
     tracemalloc.stop()
     arena = dls.train.cache.arena
-    table_bytes = sum(getattr(arena, o).itemsize*(4 if o=='sizes' else 1) for o in ('places','sizes','modes','pixel_bytes'))
+    table_bytes = sum(getattr(arena, o).itemsize*(4 if o=='sizes' else 1) for o in ('places','sizes','modes','pixel_bytes','stamps'))
     assert taken/n+table_bytes <= 64, (taken/n, table_bytes)
