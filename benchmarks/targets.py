@@ -56,7 +56,7 @@ def warm(work, n=0, store='auto', name='fastmem', **kwargs):
 
 def first_epoch(work, n=0, **kwargs):
     "fastmem with nothing read"
-    return FirstEpoch('fastmem, first epoch', lambda: stock_dls(work, n, **kwargs).in_memory(), num_workers=n, note='new DataLoaders for each run')
+    return FirstEpoch('fastmem, first epoch', lambda: stock_dls(work, n, **kwargs).in_memory(cache=ImageCache()), num_workers=n, note='new DataLoaders for each run')
 
 class Preload(Contestant):
     "`dls.preload()` of new DataLoaders"
@@ -67,7 +67,7 @@ class Preload(Contestant):
 
     def prepare(self):
         self.dls = None
-        self.dls = stock_dls(self.work).in_memory()
+        self.dls = stock_dls(self.work).in_memory(cache=ImageCache())
 
     def epoch(self):
         with quiet(): return self.dls.preload(self.n_threads).n_cached
