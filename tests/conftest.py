@@ -17,7 +17,8 @@ def _is_helper(process):
 
 @pytest.fixture(autouse=True)
 def clean():
-    from fastmem.all import shared_guard
+    from fastmem.guard import _shared, shared_guard
+    _shared.clear()  # no test finds the images of another in memory
     yield
     for cache in list(shared_guard().caches): cache.check()
     mine = [o for o in psutil.Process().children(recursive=True) if not _is_helper(o)]
