@@ -8,7 +8,7 @@ Docs: https://fastmem.github.io/fastmem/image_list.html.md"""
 __all__ = ['ListMemory', 'CategoryList', 'MultiCategoryList', 'FloatList', 'SegmentationLabelList', 'find_label_cls', 'ImageList',
            'MemoryImageList', 'ImageListInMemory', 'ItemLists', 'LabelLists', 'GANItemList']
 
-# %% ../nbs/06_image_list.ipynb #7656c0d6
+# %% ../nbs/06_image_list.ipynb #0fe047c8
 import functools, inspect
 from copy import copy
 from warnings import warn
@@ -23,6 +23,7 @@ from fastai.vision.core import *
 from fastai.vision.data import ImageBlock, MaskBlock, get_grid
 from fastai.vision.gan import generate_noise
 from fastcore.all import *
+from fasttransform import Pipeline
 
 from .plan import *
 from .cache import *
@@ -172,7 +173,7 @@ class ImageListInMemory(ImageList):
     "Images by their paths, kept in memory on command: `load_data`, `loaded`, `purge`"
     mode,on_command = 'lazy',True
 
-# %% ../nbs/06_image_list.ipynb #e2e317c2
+# %% ../nbs/06_image_list.ipynb #28b8f002
 @patch(cls_method=True)
 @delegates(ImageList.__init__, but='inner_df')
 def from_folder(cls:ImageList,
@@ -218,7 +219,7 @@ def from_csv(cls:ImageList,
     path:Path, # Folder
     csv_name:str, # File in `path`
     header='infer', # As for `pd.read_csv`
-    delimiter:str=None, # As for `pd.read_csv`
+    delimiter:str=',', # As for `pd.read_csv`
     **kwargs
 )->ImageList:
     "The images of a CSV file"
@@ -554,7 +555,7 @@ def dataloaders(self:LabelLists,
 
 LabelLists.databunch = LabelLists.dataloaders
 
-# %% ../nbs/06_image_list.ipynb #493200ec
+# %% ../nbs/06_image_list.ipynb #0fac3fa4
 @patch
 def load_data(self:LabelLists)->LabelLists: # Itself
     "Read all images into memory now, targets that are images too, as `transform` needs them"
@@ -564,7 +565,7 @@ def load_data(self:LabelLists)->LabelLists: # Itself
 @patch(as_prop=True)
 def loaded(self:LabelLists)->bool:
     "Whether all images are in memory, targets that are images too"
-    cls = first(filter(None, map(image_class, map(mk_transform, self.y_block.type_tfms)))) if self.y_block else None
+    cls = first(filter(None, map(image_class, Pipeline(self.y_block.type_tfms).fs))) if self.y_block else None
     return self.images.loaded and (cls is None or self.memory.recipe([self.get_y(o) for o in self.items], cls) is not None)
 
 @patch
