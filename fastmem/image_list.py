@@ -8,7 +8,7 @@ Docs: https://fastmem.github.io/fastmem/image_list.html.md"""
 __all__ = ['ListMemory', 'CategoryList', 'MultiCategoryList', 'FloatList', 'SegmentationLabelList', 'find_label_cls', 'ImageList',
            'MemoryImageList', 'ImageListInMemory', 'ItemLists', 'LabelLists', 'GANItemList']
 
-# %% ../nbs/06_image_list.ipynb #0fe047c8
+# %% ../nbs/06_image_list.ipynb #64097a37
 import functools, inspect
 from copy import copy
 from warnings import warn
@@ -18,7 +18,7 @@ import pandas as pd
 from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, RegressionBlock, TransformBlock
 from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
 from fastai.data.transforms import *
-from fastai.vision.augment import Resize
+from fastai.vision.augment import AffineCoordTfm, Resize, SpaceTfm
 from fastai.vision.core import *
 from fastai.vision.data import ImageBlock, MaskBlock, get_grid
 from fastai.vision.gan import generate_noise
@@ -76,21 +76,16 @@ class ListMemory:
         if self.cache is None: return None
         return first(o for o in self.cache.kept if o.cls is cls and self.cache.arena.ready(self.cache.find(files, o)).all())
 
-# %% ../nbs/06_image_list.ipynb #c616ae55
+# %% ../nbs/06_image_list.ipynb #33008169
 class CategoryList:
-    "Labels that are one class each"
+    "Labels that are one class each: of `classes`, or of those that are found"
     @staticmethod
-    def block(
-        classes:list=None, # All classes; those that are found, sorted, if `None`
-    )->TransformBlock: return CategoryBlock(vocab=classes)
+    def block(classes:list=None)->TransformBlock: return CategoryBlock(vocab=classes)
 
 class MultiCategoryList:
-    "Labels that are several classes each, or none"
+    "Labels that are several classes each, or none: lists of names, or (`one_hot`) of a 0 or 1 for each of `classes`"
     @staticmethod
-    def block(
-        classes:list=None, # All classes; those that are found, sorted, if `None`
-        one_hot:bool=False, # Whether a label has a 0 or 1 for each of `classes`, instead of names
-    )->TransformBlock: return MultiCategoryBlock(encoded=one_hot, vocab=classes)
+    def block(classes:list=None, one_hot:bool=False)->TransformBlock: return MultiCategoryBlock(encoded=one_hot, vocab=classes)
 
 class FloatList:
     "Labels that are one number each, or several"
@@ -98,11 +93,9 @@ class FloatList:
     def block()->TransformBlock: return RegressionBlock()
 
 class SegmentationLabelList:
-    "Labels that are paths of masks"
+    "Labels that are paths of masks, whose values stand for `classes`"
     @staticmethod
-    def block(
-        classes:list=None, # Names of the values of the mask
-    )->TransformBlock: return MaskBlock(codes=classes)
+    def block(classes:list=None)->TransformBlock: return MaskBlock(codes=classes)
 
 def find_label_cls(
     label, # Of one item
@@ -114,7 +107,7 @@ def find_label_cls(
     raise TypeError(f"labels like {label!r}: say with `label_cls` what they are (`CategoryList`, `MultiCategoryList`, `FloatList`; "
                     "for paths of images `ImageList` or `SegmentationLabelList`)")
 
-# %% ../nbs/06_image_list.ipynb #9065be03
+# %% ../nbs/06_image_list.ipynb #e2be0711
 def _changed(o, **attributes):
     "A copy of `o` with other `attributes`"
     res = copy(o)
@@ -147,11 +140,7 @@ class ImageList:
 
     def input_block(self)->TransformBlock: return ImageBlock(self.cls)
     @classmethod
-    def block(cls,
-        convert_mode:str='RGB', # 'RGB', or 'L' for grey
-    )->TransformBlock:
-        "fastai's block for labels that are paths of images"
-        return ImageBlock(cls.image_classes[convert_mode])
+    def block(cls, convert_mode:str='RGB')->TransformBlock: return ImageBlock(cls.image_classes[convert_mode])
 
     def _pick(self, idxs):
         "The list of the items `idxs`"
@@ -173,7 +162,7 @@ class ImageListInMemory(ImageList):
     "Images by their paths, kept in memory on command: `load_data`, `loaded`, `purge`"
     mode,on_command = 'lazy',True
 
-# %% ../nbs/06_image_list.ipynb #28b8f002
+# %% ../nbs/06_image_list.ipynb #d7802710
 @patch(cls_method=True)
 @delegates(ImageList.__init__, but='inner_df')
 def from_folder(cls:ImageList,
@@ -198,6 +187,12 @@ def _column(df, col):
     if col not in df.columns: raise ValueError(f"no column {col!r} in the table: it has {list(df.columns)}")
     return df[col]
 
+def _full_column(df, col):
+    "A column that has a value in each row"
+    res = _column(df, col)
+    if res.isna().any(): raise ValueError(f"row {res.isna().argmax()} of the table has nothing in column {res.name!r}")
+    return res
+
 @patch(cls_method=True)
 @delegates(ImageList.__init__, but='inner_df')
 def from_df(cls:ImageList,
@@ -209,9 +204,7 @@ def from_df(cls:ImageList,
     **kwargs
 )->ImageList:
     "The images of a table"
-    names = _column(df, L(cols)[0])
-    if names.isna().any(): raise ValueError(f"row {names.isna().argmax()} of the table has no file name in column {names.name!r}")
-    return cls([Path(path)/(folder or '')/f'{o}{suffix}' for o in names], path=path, inner_df=df, **kwargs)
+    return cls([Path(path)/(folder or '')/f'{o}{suffix}' for o in _full_column(df, L(cols)[0])], path=path, inner_df=df, **kwargs)
 
 @patch(cls_method=True)
 @delegates(ImageList.from_df)
@@ -359,7 +352,7 @@ def _split(self:ImageList, splitter):
     "Split by one of fastai's splitters"
     return self.split_by_idxs(*splitter(self.items))
 
-# %% ../nbs/06_image_list.ipynb #96162ef8
+# %% ../nbs/06_image_list.ipynb #c64a6d7a
 @patch
 def split_none(self:ImageList)->ItemLists:
     "Train on all images"
@@ -417,7 +410,7 @@ def split_by_fname_file(self:ImageList,
 @patch
 def split_from_df(self:ImageList,
     col=2, # Column that says whether to validate on an image, by name or number
-)->ItemLists: return self.split_by_idx(mask2idxs(_column(self.inner_df, col).astype(bool)))
+)->ItemLists: return self.split_by_idx(mask2idxs(_full_column(self.inner_df, col).astype(bool)))
 
 # %% ../nbs/06_image_list.ipynb #706c0281
 class LabelLists(ItemLists):
@@ -499,15 +492,18 @@ def label_from_df(self:ItemLists,
     if label_delim: labels = [o if _is_missing(o) else str(o).split(label_delim) if len(str(o)) else [] for o in labels]
     return self.label_from_func(_label_table(self.images.items, labels).get, label_cls, **kwargs)
 
-# %% ../nbs/06_image_list.ipynb #6c7205ea
+# %% ../nbs/06_image_list.ipynb #7a8b5f57
+_batch_augments = AffineCoordTfm,SpaceTfm # what `aug_transforms` gives
+
 @patch
 def transform(self:LabelLists,
-    item_tfms:list=None, # fastai's item transforms
+    item_tfms:list=None, # fastai's item transforms; `aug_transforms()` among them go to `batch_tfms`, as v1 had one list for both
     size:int=None, # Side of the images in pixels, or (height, width): a `Resize` before `item_tfms`
-    batch_tfms:list=None, # fastai's batch transforms, `aug_transforms()` for instance
+    batch_tfms:list=None, # fastai's batch transforms
 )->LabelLists:
     "How images are made items, and items batches"
-    return _changed(self, item_tfms=([] if size is None else [Resize(size)])+list(L(item_tfms)), batch_tfms=list(L(batch_tfms)))
+    on_batches,on_items = partition(L(item_tfms), risinstance(_batch_augments))
+    return _changed(self, item_tfms=[*([] if size is None else [Resize(size)]), *on_items], batch_tfms=[*on_batches, *L(batch_tfms)])
 
 @patch
 def add_test(self:LabelLists,
@@ -549,7 +545,7 @@ def dataloaders(self:LabelLists,
 )->DataLoaders:
     "fastai's loaders, with their images in memory"
     dls = self._stock(path=ifnone(path, self.path), bs=bs, **kwargs)
-    if not len(dls.train): warn(f"no batch to train on: {self.n_train:,} images are fewer than bs={bs}; use a smaller `bs`")
+    if not len(dls.train): warn(f"no batch to train on: {self.n_train:,} images are fewer than bs={bs}; use a smaller `bs`", stacklevel=2)
     if self.test: dls.test_ds = dls[2].dataset
     return self.memory.in_memory(dls)
 
