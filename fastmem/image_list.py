@@ -307,7 +307,7 @@ def purge(self:ImageList)->int: # Bytes given back
     "Give the memory back now, of all that was made from this list, too"
     return self.memory.purge()
 
-# %% ../nbs/06_image_list.ipynb #6fbb1b49
+# %% ../nbs/06_image_list.ipynb #696e72be
 class ItemLists:
     "Images to train on and images to validate on"
     __getattr__ = _out_of_order
@@ -318,7 +318,8 @@ class ItemLists:
 
     train = property(lambda self: self.images[:self.n_train])
     valid = property(lambda self: self.images[self.n_train:])
-    path  = property(lambda self: self.images.path)
+    path = property(lambda self: self.images.path)
+    items = property(lambda self: self.images.items)
     memory = property(lambda self: self.images.memory)
     def __repr__(self): return f'{type(self).__name__}\n\nTrain: {self.train}\n\nValid: {self.valid}'
 
@@ -412,7 +413,7 @@ def split_from_df(self:ImageList,
     col=2, # Column that says whether to validate on an image, by name or number
 )->ItemLists: return self.split_by_idx(mask2idxs(_full_column(self.inner_df, col).astype(bool)))
 
-# %% ../nbs/06_image_list.ipynb #706c0281
+# %% ../nbs/06_image_list.ipynb #58ceb3de
 class LabelLists(ItemLists):
     "Labelled images to train on and to validate on, and how batches are made of them"
     def __init__(self,
@@ -424,6 +425,20 @@ class LabelLists(ItemLists):
         store_attr()
         self.item_tfms,self.batch_tfms,self.test = [],[],[]
 
+    def __repr__(self):
+        labels = 'none' if self.get_y is None else ', '.join(str(self.get_y(o)) for o in self.items[:5])+', …'
+        return f'{super().__repr__()}\n\nTest: {len(self.test):,} items\nLabels: {labels}'
+
+    def load_data(self):
+        "Read all images into memory now, targets that are images too, as `transform` needs them"
+        self.memory.load(self._stock(bs=1, num_workers=0))
+        return self
+    @property
+    def loaded(self)->bool:
+        "Whether all images are in memory, targets that are images too"
+        cls = first(filter(None, map(image_class, Pipeline(self.y_block.type_tfms).fs))) if self.y_block else None
+        return self.images.loaded and (cls is None or self.memory.recipe([self.get_y(o) for o in self.items], cls) is not None)
+
 def _is_missing(label): return any(map(_is_missing, label)) if is_listy(label) else pd.api.types.is_scalar(label) and pd.isna(label)
 
 @patch
@@ -433,8 +448,8 @@ def label_from_func(self:ItemLists,
     **kwargs # As for the `block` of `label_cls`, `classes` for instance
 )->LabelLists:
     "Label by a function of the path"
-    labels = [func(o) for o in self.images.items]
-    unlabelled = [o for o,y in zip(self.images.items, labels) if _is_missing(y)]
+    labels = [func(o) for o in self.items]
+    unlabelled = [o for o,y in zip(self.items, labels) if _is_missing(y)]
     if unlabelled: raise ValueError(f"{unlabelled[0]} has no label" + (f", and {len(unlabelled)-1:,} others have none" if len(unlabelled)>1 else ''))
     label_cls = ifnone(label_cls, self.images.label_cls) or find_label_cls(labels[0])
     return LabelLists(self.images, self.n_train, func, label_cls.block(**kwargs))
@@ -468,7 +483,7 @@ def label_empty(self:ItemLists)->LabelLists:
     "Give no labels: batches have images alone"
     return LabelLists(self.images, self.n_train)
 
-# %% ../nbs/06_image_list.ipynb #23179dc4
+# %% ../nbs/06_image_list.ipynb #52b48a3b
 def _label_table(files, labels):
     "{file: label}; a file that is there twice must have the same label"
     res = dict(zip(files, labels))
@@ -490,9 +505,9 @@ def label_from_df(self:ItemLists,
         label_cls,kwargs = MultiCategoryList,{'one_hot':True, 'classes':[o.name for o in columns], **kwargs}
     labels = columns[0].tolist() if len(columns)==1 else list(map(list, zip(*columns)))
     if label_delim: labels = [o if _is_missing(o) else str(o).split(label_delim) if len(str(o)) else [] for o in labels]
-    return self.label_from_func(_label_table(self.images.items, labels).get, label_cls, **kwargs)
+    return self.label_from_func(_label_table(self.items, labels).get, label_cls, **kwargs)
 
-# %% ../nbs/06_image_list.ipynb #7a8b5f57
+# %% ../nbs/06_image_list.ipynb #05bbb116
 _batch_augments = AffineCoordTfm,SpaceTfm # what `aug_transforms` gives
 
 @patch
@@ -516,11 +531,6 @@ def add_test(self:LabelLists,
 def add_test_folder(self:LabelLists,
     test_folder:str='test', # Folder of `path`
 )->LabelLists: return self.add_test(self.path/test_folder)
-
-@patch(as_prop=True)
-def items(self:LabelLists)->list:
-    "The paths of all images: those to train on, and those to validate on"
-    return self.images.items
 
 @patch
 def datablock(self:LabelLists)->DataBlock:
@@ -550,24 +560,6 @@ def dataloaders(self:LabelLists,
     return self.memory.in_memory(dls)
 
 LabelLists.databunch = LabelLists.dataloaders
-
-# %% ../nbs/06_image_list.ipynb #0fac3fa4
-@patch
-def load_data(self:LabelLists)->LabelLists: # Itself
-    "Read all images into memory now, targets that are images too, as `transform` needs them"
-    self.memory.load(self._stock(bs=1, num_workers=0))
-    return self
-
-@patch(as_prop=True)
-def loaded(self:LabelLists)->bool:
-    "Whether all images are in memory, targets that are images too"
-    cls = first(filter(None, map(image_class, Pipeline(self.y_block.type_tfms).fs))) if self.y_block else None
-    return self.images.loaded and (cls is None or self.memory.recipe([self.get_y(o) for o in self.items], cls) is not None)
-
-@patch
-def __repr__(self:LabelLists):
-    labels = 'none' if self.get_y is None else ', '.join(str(self.get_y(o)) for o in self.items[:5])+', …'
-    return f'{ItemLists.__repr__(self)}\n\nTest: {len(self.test):,} items\nLabels: {labels}'
 
 # %% ../nbs/06_image_list.ipynb #474faf08
 @patch
