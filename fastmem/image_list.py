@@ -30,12 +30,12 @@ from .cache import *
 from .block import *
 from .loader import *
 
-# %% ../nbs/06_image_list.ipynb #b84d6ff8
+# %% ../nbs/06_image_list.ipynb #bf15d6cb
 class ListMemory:
     "Where a list, and all that is made from it, keeps its images"
     def __init__(self,
         mode:str, # When to fill, as for `in_memory`
-        on_command:bool, # Whether nothing is kept until `load` is called
+        on_command:bool, # Whether nothing is kept until `load` is called; a cache that is given in `options` is used as it is
         options:dict, # The other options of `in_memory`
     ):
         inspect.signature(DataLoaders.in_memory).bind(None, mode, **options)  # raises what calling it would
@@ -65,6 +65,7 @@ class ListMemory:
         self.whole = dls.memory.store=='decoded'
 
     def purge(self)->int: # Bytes given back
+        "Give all memory back, and forget how images were loaded"
         self.whole = False
         return 0 if self.cache is None else self.cache.purge(pause=self.on_command)
 
@@ -72,9 +73,11 @@ class ListMemory:
         files:list, # Paths
         cls:type, # fastai's image class
     )->Recipe: # `None` if one of them is missing
-        "How all of `files` are kept now"
+        "How `files`, all of them, are in memory now"
         if self.cache is None: return None
         return first(o for o in self.cache.kept if o.cls is cls and self.cache.arena.ready(self.cache.find(files, o)).all())
+
+    def __repr__(self): return f"ListMemory: mode='{self.mode}', {ifnone(self.cache, 'nothing kept yet')}"
 
 # %% ../nbs/06_image_list.ipynb #33008169
 class CategoryList:
@@ -107,7 +110,7 @@ def find_label_cls(
     raise TypeError(f"labels like {label!r}: say with `label_cls` what they are (`CategoryList`, `MultiCategoryList`, `FloatList`; "
                     "for paths of images `ImageList` or `SegmentationLabelList`)")
 
-# %% ../nbs/06_image_list.ipynb #e2be0711
+# %% ../nbs/06_image_list.ipynb #87182c36
 def _changed(o, **attributes):
     "A copy of `o` with other `attributes`"
     res = copy(o)
@@ -115,7 +118,7 @@ def _changed(o, **attributes):
     return res
 
 def _out_of_order(self, name):
-    "v1's order is not everybody's"
+    "Say what comes when: `name` may belong to another step"
     raise AttributeError(f"{type(self).__name__} has no `{name}`: images are listed (`from_…`, `filter_by_…`), then split (`split_…`, `split_none()` to validate on "
                          "nothing), then labelled (`label_…`, `label_empty()` for no labels), then made batches of (`transform`, `databunch`)")
 
@@ -218,7 +221,7 @@ def from_csv(cls:ImageList,
     "The images of a CSV file"
     return cls.from_df(pd.read_csv(Path(path)/csv_name, header=header, delimiter=delimiter), path, **kwargs)
 
-# %% ../nbs/06_image_list.ipynb #7cf6f6e5
+# %% ../nbs/06_image_list.ipynb #eec67387
 @patch
 def _top(self:ImageList, file):
     "The folder of `path` that `file` is in, '' if it is in none"
@@ -236,9 +239,10 @@ def filter_by_folder(self:ImageList,
     exclude:list=None, # Names of the folders of `path` to leave out
 )->ImageList:
     "Keep the images that are in certain folders"
+    include,exclude = set(L(include)),set(L(exclude))
     if not include and not exclude: return self
-    keep = [(not include or o in L(include)) and o not in L(exclude) for o in map(self._top, self.items)]
-    return self._filter(keep, f'the folders of {self.path} are {sorted(set(map(self._top, self.items)))}')
+    tops = [self._top(o) for o in self.items]
+    return self._filter([(not include or o in include) and o not in exclude for o in tops], f'they are in the folders {sorted(set(tops))} of {self.path}')
 
 @patch
 def filter_by_rand(self:ImageList,
