@@ -6,6 +6,10 @@ from fastmem.cache import ImageCache
 from fastmem.block import MemDL, MemImageBlock, MemMaskBlock
 from fastmem.loader import CacheStats
 from fastmem.learner import MemoryCallback
+from fastmem.image_list import (CategoryList, FloatList, GANItemList, ImageList, ImageListInMemory, ItemLists, LabelLists, MemoryImageList,
+                                MultiCategoryList, SegmentationLabelList)
 
-__all__ = ['MemoryGuard', 'available_memory', 'memory_limits', 'shared_guard', 'total_memory', 'human_bytes', 'MemoryPlan', 'Recipe',
-           'probe', 'Arena', 'ImageCache', 'MemDL', 'MemImageBlock', 'MemMaskBlock', 'CacheStats', 'MemoryCallback']
+__all__ = ['MemoryGuard', 'available_memory', 'memory_limits', 'shared_guard', 'total_memory', 'human_bytes', 'MemoryPlan', 'Recipe', 'probe',
+           'Arena', 'ImageCache', 'MemDL', 'MemImageBlock', 'MemMaskBlock', 'CacheStats', 'MemoryCallback', 'CategoryList', 'FloatList',
+           'GANItemList', 'ImageList', 'ImageListInMemory', 'ItemLists', 'LabelLists', 'MemoryImageList', 'MultiCategoryList',
+           'SegmentationLabelList']

@@ -1,0 +1,320 @@
+"fastai v1's lines on fastai v2: the batches of stock, from memory once they were read, whatever the source, the split and the labels"
+import itertools, json, math, re, shutil
+
+import pandas as pd
+import pytest
+from fastai.vision.all import *
+from fastai.vision.gan import InvisibleTensor
+from fastmem.all import *
+from helpers import batches, photo, photo_folder, run_program
+
+n_files = 24
+
+@pytest.fixture(scope='module')
+def original(tmp_path_factory):
+    "Photos in train/ and valid/ by class, a smaller one and a mask of each, two to test on, and two tables"
+    path = tmp_path_factory.mktemp('original')
+    files = photo_folder(path/'train', 16, size=(48,40)) + photo_folder(path/'valid', n_files, size=(48,40))[16:]
+    for o in path.glob('valid/*/*'):
+        if int(o.stem)<16: o.unlink()
+    for folder in ('small','masks','test'): (path/folder).mkdir()
+    for o in files:
+        im = Image.open(o)
+        im.resize((8,8)).save(path/'small'/o.name); im.convert('L').point(lambda v: v>100).save(path/'masks'/f'{o.stem}.png')
+    for i in range(2): photo(i, (48,40)).save(path/f'test/{i}.jpg')
+    table(files, path).to_csv(path/'labels.csv', index=False)
+    (path/'valid.txt').write_text('\n'.join(o.name for o in files[16:]))
+    return path
+
+def table(files, path):
+    return pd.DataFrame(dict(name=[str(o.relative_to(path).with_suffix('')) for o in files], tags=[o.parent.name+(' few' if i%2 else '') for i,o in enumerate(files)],
+                             is_valid=['valid' in o.parts for o in files], x=[i/4 for i in range(len(files))], few=[i%2 for i in range(len(files))]))
+
+@pytest.fixture
+def path(original, tmp_path):
+    "A copy that may be deleted"
+    return Path(shutil.copytree(original, tmp_path/'data'))
+
+# --- what there is to write ---
+
+folders = dict(include=['train','valid'])
+def from_folder(cls, path, **kwargs): return cls.from_folder(path, **folders, **kwargs)
+def from_csv(cls, path, **kwargs): return cls.from_csv(path, 'labels.csv', suffix='.jpg', **kwargs)
+def from_df(cls, path, **kwargs): return cls.from_df(pd.read_csv(path/'labels.csv'), path, cols='name', suffix='.jpg', **kwargs)
+def from_list(cls, path, **kwargs): return cls(get_image_files(path, folders=['train','valid']), path=path, **kwargs)
+sources = dict(folder=from_folder, csv=from_csv, df=from_df, list=from_list,
+               grey=partial(from_folder, convert_mode='L'), filtered=lambda *a, **k: from_folder(*a, **k).filter_by_func(lambda o: int(o.stem)%3),
+               rand=lambda *a, **k: from_folder(*a, **k).filter_by_rand(.8, seed=1), partial=lambda *a, **k: from_folder(*a, **k).use_partial_data(.8, seed=1),
+               by_folder=lambda cls, path, **k: cls.from_folder(path, **k).filter_by_folder(exclude=['small','masks','test']))
+
+splits = dict(none=lambda o: o.split_none(), rand=lambda o: o.split_by_rand_pct(.3, seed=1), subsets=lambda o: o.split_subsets(.5, .3, seed=1),
+              folder=lambda o: o.split_by_folder(), idx=lambda o: o.split_by_idx([1,3,5]), idxs=lambda o: o.split_by_idxs(list(range(10)), [15,11]),
+              files=lambda o: o.split_by_files([p.name for p in o.items[:7]]), fname_file=lambda o: o.split_by_fname_file('valid.txt'),
+              func=lambda o: o.split_by_valid_func(lambda p: int(p.stem)%4==0), df=lambda o: o.split_from_df('is_valid'))
+
+def mask_of(o): return o.parents[2]/'masks'/f'{o.stem}.png'
+def small_of(o): return o.parents[2]/'small'/o.name
+labels = dict(folder=lambda o: o.label_from_folder(), func=lambda o: o.label_from_func(lambda p: int(p.stem)%2), re=lambda o: o.label_from_re(r'(\d)\.jpg$', classes=list('0123456789')),
+              df=lambda o: o.label_from_df('few'), tags=lambda o: o.label_from_df(1, label_delim=' '), one_hot=lambda o: o.label_from_df(['is_valid','few']),
+              float=lambda o: o.label_from_df('x'), floats=lambda o: o.label_from_df(['x','few'], label_cls=FloatList), int_floats=lambda o: o.label_from_df('few', label_cls=FloatList),
+              const=lambda o: o.label_const('a'), empty=lambda o: o.label_empty(), image=lambda o: o.label_from_func(small_of, label_cls=ImageList),
+              same=lambda o: o.label_from_func(noop, label_cls=MemoryImageList), grey=lambda o: o.label_from_func(small_of, label_cls=ImageList, convert_mode='L'),
+              mask=lambda o: o.label_from_func(mask_of, label_cls=SegmentationLabelList, classes=['dark','light']))
+
+def make(labelled, num_workers=0, size=32, **kwargs):
+    set_seed(0)
+    return labelled.transform(size=size).databunch(bs=4, num_workers=num_workers, device='cpu', **kwargs)
+
+def same_batches(a, b):
+    assert len(a)==len(b)>0
+    for x,y in zip(a, b): assert len(x)==len(y) and all(type(p) is type(q) and torch.equal(p, q) for p,q in zip(x, y))
+
+def check_warm(make_labelled, path, num_workers):
+    "All three lists give the batches of stock; the two that keep images need the folder for one pass, or to load, and no longer"
+    stock = make(make_labelled(ImageList), num_workers)
+    assert type(stock.train) is TfmdDL
+    want = [L(o).concat() for o in batches(stock, 2)]
+    lazy = make(make_labelled(MemoryImageList, store='decoded'), num_workers)
+    lists = make_labelled(ImageListInMemory).load_data()
+    loaded = make(lists, num_workers)
+    set_seed(0); make(make_labelled(ImageList), num_workers)  # the random numbers that making them took
+    got = [L(batches(lazy)[0]).concat()]
+    shutil.rmtree(path)
+    got += [L(batches(lazy)[0]).concat()]
+    for a,b in zip(want, got): same_batches(a, b)
+    assert lists.loaded
+    set_seed(0); again = L(batches(loaded)[0]).concat()
+    assert len(again)==len(want[0]) and loaded.memory.misses==0 and loaded.memory.store=='decoded'
+
+tables = ['df','csv']
+lines = [(source if label in ('folder','func','re','const','empty') else tables[i%2], split if split!='df' else 'rand', label)
+         for i,(label,split,source) in enumerate(zip(labels, itertools.cycle(splits), itertools.cycle(sources)))]
+lines += [('csv','df','folder')] + [(o,'rand','folder') for o in sources if o not in [line[0] for line in lines]]
+
+def test_every_source_split_and_label_is_tried():
+    assert [set(o) for o in zip(*lines)]==[set(sources), set(splits), set(labels)]
+
+@pytest.mark.parametrize('num_workers', [0,2])
+@pytest.mark.parametrize('line', lines, ids='-'.join)
+def test_lines(path, line, num_workers):
+    source,split,label = line
+    check_warm(lambda cls, **kwargs: labels[label](splits[split](sources[source](cls, path, **kwargs))), path, num_workers)
+
+# --- as pasted ---
+
+@pytest.mark.parametrize('num_workers', [0,2])
+def test_the_lines_of_the_forum(path, num_workers):
+    path = path/'valid'  # in folders by class
+    data = (MemoryImageList.from_folder(path).split_by_rand_pct(.2, seed=1).label_from_folder().transform(size=32)
+            .databunch(bs=4, num_workers=num_workers).normalize(imagenet_stats))
+    with pytest.warns(UserWarning, match='renamed'): learn = cnn_learner(data, models.resnet18, metrics=accuracy, pretrained=False)
+    batches(data); shutil.rmtree(path)
+    with learn.no_logging(), learn.no_bar(): learn.fit(1)
+    assert data.memory.misses==8 and math.isfinite(learn.recorder.values[0][0])
+
+stages = dict(list=lambda il: il, split=lambda il: il.split_by_folder(), labelled=lambda il: il.split_by_folder().label_from_folder())
+
+@pytest.mark.parametrize('loaded_by', stages)
+@pytest.mark.parametrize('num_workers', [0,2])
+def test_load_and_purge_on_command(path, loaded_by, num_workers):
+    "Whichever of them is told, before and after the databunch; nothing is kept that was not asked for"
+    il = ImageListInMemory.from_folder(path, **folders)
+    every = [f(il) for f in stages.values()]
+    o,labelled = every[list(stages).index(loaded_by)],every[2]
+    data = make(labelled, num_workers, size=16)
+    batches(data)
+    assert data.memory.n_cached==0 and not any(o.loaded for o in every) and o.purge()==0
+
+    assert o.load_data() is o and all(o.loaded for o in every)
+    data = make(labelled, num_workers, size=16)
+    n_read = data.memory.misses
+    batches(data)
+    assert data.memory.n_cached==n_files and data.memory.misses==n_read
+
+    n_bytes = data.memory.cached_bytes
+    assert o.purge()>=n_bytes>0 and data.memory.n_cached==0 and not any(o.loaded for o in every)
+    batches(data)
+    assert data.memory.n_cached==0 and o.purge()==0
+    o.load_data()
+    shutil.rmtree(path)
+    assert len(batches(data)[0][1])==2 and data.memory.misses>n_read
+
+def test_a_list_that_was_loaded_gives_its_images_and_parts(path):
+    il = ImageListInMemory.from_folder(path, **folders).load_data()
+    want = [np.asarray(ImageList(il.items).get(i)) for i in range(3)]
+    shutil.rmtree(path)
+    assert all((np.asarray(il[i])==a).all() for i,a in enumerate(want))
+    assert il[3:5].loaded and il.split_by_folder().train.loaded and il[1:][0].size==want[1].shape[1::-1]
+
+def test_size_is_kept_from_the_list_to_the_batches(path):
+    il = ImageListInMemory.from_folder(path, size=20, **folders).load_data()
+    data = make(il.split_by_folder().label_from_folder(), size=16)
+    shutil.rmtree(path)
+    assert min(il[0].size)==20 and len(batches(data)[0][0])==4 and data.memory.store=='resized'
+
+def test_loading_after_transform_is_resized(path):
+    labelled = ImageListInMemory.from_folder(path, **folders).split_by_folder().label_from_func(small_of, label_cls=ImageList).transform(size=16).load_data()
+    data = labelled.databunch(bs=4, num_workers=0, device='cpu')
+    assert labelled.loaded and data.memory.store=='resized' and data.memory.n_cached==2*n_files
+    shutil.rmtree(path)
+    assert batches(data)[0][0][0][1].shape==(4,3,16,16)
+
+def test_targets_are_needed_to_be_loaded(path):
+    il = ImageListInMemory.from_folder(path, **folders).load_data()
+    labelled = il.split_by_folder().label_from_func(mask_of, label_cls=SegmentationLabelList)
+    assert il.loaded and not labelled.loaded and labelled.load_data().loaded
+
+# --- options ---
+
+def test_options_of_in_memory(path):
+    guard = MemoryGuard(limit_bytes=20_000); cache = ImageCache()
+    def data(cls=MemoryImageList, **kwargs): return make(cls.from_folder(path, **folders, **kwargs).split_by_folder().label_from_folder())
+    assert data(mode='preload').memory.n_cached==n_files
+    assert data(cache=cache).train.cache is cache and data(cache=cache, cls=ImageListInMemory).train.cache is cache
+    assert data(guard=guard).train.cache.guard is guard
+    assert data(size=40).train.columns[0].recipe.method=='short'
+    streamed = data(cls=ImageList, on_error='skip')
+    assert streamed.memory.mode=='stream' and streamed.train.options['on_error']=='skip'
+    with pytest.raises(MemoryError): data(guard=guard, on_full='raise')
+    with pytest.raises(TypeError, match='sotre'): data(sotre='decoded')
+    with pytest.raises(ValueError, match='store='): data(store='decodet')
+    with pytest.raises(ValueError, match='give `guard` to the `ImageCache`'): data(guard=guard, cache=cache)
+
+def test_several_lists_share_a_given_cache(path):
+    cache = ImageCache()
+    a,b = [ImageListInMemory.from_folder(path, cache=cache, **folders) for _ in range(2)]
+    a.load_data()
+    assert a.loaded and b.loaded and b.split_none().loaded
+
+# --- targets, test sets, learners ---
+
+@pytest.mark.parametrize('num_workers', [0,2])
+def test_noise_to_image(path, num_workers):
+    il = GANItemList.from_folder(path, noise_sz=7, **folders)
+    data = make(il.split_none().label_from_func(noop), num_workers).normalize(([.5]*3, [.5]*3))
+    batches(data); shutil.rmtree(path)
+    (x,y),(x1,_) = data.one_batch(),data.one_batch()
+    assert type(x) is InvisibleTensor and x.shape==(4,7) and not torch.equal(x, x1)
+    assert y.shape==(4,3,32,32) and y.min()<0 and data.memory.n_cached==n_files
+
+@pytest.mark.parametrize('num_workers', [0,2])
+def test_a_test_set(path, num_workers):
+    labelled = MemoryImageList.from_folder(path, **folders).split_by_folder().label_from_folder()
+    for data in (make(labelled.add_test_folder(), num_workers), make(labelled.add_test(get_image_files(path/'test')), num_workers)):
+        assert len(data.test_ds)==2 and len(data.loaders)==3
+        b, = data[2].one_batch()
+        assert b.shape==(2,3,32,32)
+    batches(data); shutil.rmtree(path)
+    assert len(batches(data)[0])==3 and data.memory.n_cached==n_files+2
+    with pytest.raises(FileNotFoundError, match='no folder'): labelled.add_test_folder('tset')
+
+program = """
+import sys
+class NoFastmem:
+    def find_spec(self, name, *args):
+        if name.partition('.')[0]=='fastmem': raise ImportError('fastmem is not here')
+sys.meta_path.insert(0, NoFastmem())
+from fastai.vision.all import *
+learn = load_learner(sys.argv[1])
+with learn.no_bar(): print(learn.get_preds(dl=learn.dls.test_dl([sys.argv[2]]))[0].tolist())
+"""
+
+@pytest.mark.parametrize('label', ['re','tags','const'])
+def test_learners_are_exported_without_fastmem(path, tmp_path, label):
+    labelled = labels[label](from_df(MemoryImageList, path, store='decoded').split_by_idx([3,4])).add_test_folder()
+    data = make(labelled).normalize(imagenet_stats)
+    learn = Learner(data, nn.Sequential(nn.Conv2d(3, 10, 32), nn.Flatten()), loss_func=noop)
+    with learn.no_bar(): want = learn.get_preds(dl=data.test_dl(data.train_ds.items[:1]))[0].tolist()
+    learn.export(tmp_path/'learner.pkl')
+    res = run_program(tmp_path, program, tmp_path/'learner.pkl', data.train_ds.items[0])
+    assert np.allclose(json.loads(res.splitlines()[-1]), want, atol=1e-5)
+
+def test_a_learner_with_nothing_to_validate_on(path):
+    data = make(from_folder(MemoryImageList, path).split_none().label_from_folder())
+    learn = Learner(data, nn.Sequential(nn.Conv2d(3, 3, 32), nn.Flatten()), metrics=accuracy)
+    with learn.no_logging(), learn.no_bar(): learn.fit(1)
+    assert len(data.valid_ds)==0 and data.memory.n_cached==n_files
+
+def test_the_datablock_is_an_ordinary_one(path):
+    labelled = from_folder(MemoryImageList, path).split_by_folder().label_from_folder().transform(aug_transforms(), size=32)
+    block = labelled.datablock()
+    assert type(block) is DataBlock
+    stock = block.dataloaders(labelled.items, bs=4, num_workers=0, device='cpu')
+    assert type(stock.train) is TfmdDL and (len(stock.train_ds),len(stock.valid_ds))==(16,8)
+    assert [type(o) for o in stock.after_batch.fs]==[type(o) for o in labelled.databunch(num_workers=0, bs=4).after_batch.fs]
+
+def test_normalize_is_not_done_twice(path):
+    data = make(from_folder(MemoryImageList, path).split_by_folder().label_from_folder()).normalize(([.2]*3, [.2]*3))
+    assert data.normalize(imagenet_stats) is data
+    for dl in data.loaders:
+        tfm, = [o for o in dl.after_batch.fs if isinstance(o, Normalize)]
+        assert torch.allclose(tfm.mean.flatten(), tensor(imagenet_stats[0]))
+    x = data.normalize().train.new(shuffle=False, bs=16).one_batch()[0]
+    assert x.mean().abs()<.5
+
+# --- errors ---
+
+def test_clear_errors(path):
+    il = from_df(MemoryImageList, path); lists = il.split_by_folder()
+    def fails(error, match, f, *args, **kwargs):
+        with pytest.raises(error, match=re.escape(match)): f(*args, **kwargs)
+    fails(FileNotFoundError, f'no folder {path/"nowhere"}', ImageList.from_folder, path/'nowhere')
+    fails(FileNotFoundError, 'nowhere.csv', ImageList.from_csv, path, 'nowhere.csv')
+    (path/'empty').mkdir()
+    fails(ValueError, f'no images in {path/"empty"}', ImageList.from_folder, path/'empty')
+    fails(ValueError, 'in its folders cats', ImageList.from_folder, path, include='cats')
+    fails(ValueError, 'the list of paths is empty', ImageList, [])
+    fails(ValueError, "convert_mode='CMYK'", ImageList, il.items, convert_mode='CMYK')
+    fails(ValueError, 'none of 24 images is left', il.filter_by_rand, 0.)
+    fails(ValueError, "no column 'nme'", ImageList.from_df, il.inner_df, path, cols='nme')
+    fails(ValueError, 'row 0 of the table has nothing in column', ImageList.from_df, pd.DataFrame(dict(a=[None,'b'])), path)
+    fails(ValueError, f'{il.items[2]} (number 2) is both in', il.split_by_idxs, [0,1,2], [2,3])
+    fails(ValueError, 'no image is left to train on', il.split_by_idx, range(24))
+    fails(IndexError, 'no image 24', il.split_by_idx, [24])
+    fails(ValueError, 'no image has one of these names', il.split_by_files, ['x.jpg'])
+    fails(ValueError, "no images in the folder 'val'", il.split_by_folder, valid='val')
+    fails(ValueError, 'give the list its `path`', ImageList(il.items).split_by_folder)
+    fails(ValueError, "no column 'tag' in the table", lists.label_from_df, 'tag')
+    fails(ValueError, 'this list has no table', from_folder(ImageList, path).split_none().label_from_df)
+    fails(ValueError, f'{lists.images.items[5]} has no label', lists.label_from_func, lambda o: None if o==lists.images.items[5] else 1)
+    fails(AssertionError, str(lists.images.items[0]), lists.label_from_re, 'x(y)z')
+    fails(TypeError, 'say with `label_cls`', lists.label_from_func, mask_of)
+    fails(AttributeError, 'has no `databunch`', getattr, lists, 'databunch')
+    fails(AttributeError, 'has no `label_from_folder`', getattr, il, 'label_from_folder')
+
+def test_a_missing_value_of_a_table_is_an_item_without_a_label(path):
+    df = pd.read_csv(path/'labels.csv'); df.loc[3,'tags'] = None; df.loc[4,'x'] = math.nan
+    lists = MemoryImageList.from_df(df, path, suffix='.jpg').split_none()
+    for cols in ('tags','x',['x','few']):
+        with pytest.raises(ValueError, match=f'{3 if cols=="tags" else 4:03}.jpg has no label$'): lists.label_from_df(cols)
+    with pytest.raises(ValueError, match='003.jpg has no label'): lists.label_from_df('tags', label_delim=' ')
+
+def test_a_file_with_two_labels(path):
+    df = pd.read_csv(path/'labels.csv')
+    twice = MemoryImageList.from_df(pd.concat([df,df]), path, suffix='.jpg').split_none()
+    assert len(make(twice.label_from_df('x')).train_ds)==48 and make(twice.label_from_df('x')).memory.n_items==24
+    other = MemoryImageList.from_df(pd.concat([df,df.assign(x=9)]), path, suffix='.jpg').split_none()
+    with pytest.raises(ValueError, match='more than once, with different labels'): other.label_from_df('x')
+
+def test_fewer_images_than_a_batch(path):
+    with pytest.warns(UserWarning, match='16 images are fewer than bs=64'): from_folder(ImageList, path).split_by_folder().label_from_folder().databunch(num_workers=0)
+
+# --- looking at a list ---
+
+def test_sizes_come_from_headers(path):
+    "A file cut off after its header can't be decoded, and is shown all the same"
+    il = ImageList.from_folder(path, include='test')
+    for o in il.items: o.write_bytes(o.read_bytes()[:700])
+    assert '48×40' in repr(il) and '(2 items)' in repr(il)
+    il.items[0].write_bytes(b'no image')
+    assert '(unreadable)' in repr(il)
+    with pytest.raises(OSError): il[1]
+
+def test_len_index_and_slice(path):
+    il = from_csv(MemoryImageList, path)
+    assert len(il)==24 and il[2:4].items==il.items[2:4] and il[[0,-1]].items==[il.items[0],il.items[-1]] and len(il[:0])==0
+    assert il[np.arange(24)%2==0].inner_df['few'].sum()==0
+    assert il[-1].size==il.get(23).size==Image.open(il.items[23]).size
+    assert from_folder(MemoryImageList, path, convert_mode='L')[0].mode=='L'
+    assert len(list(il[:3]))==3
+    il.show(max_n=4); il[:1].show()
