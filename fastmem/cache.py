@@ -189,7 +189,7 @@ def edit_image(
     for o in edits: im = _crop_pad_image(im, **o.keywords) if o.func is crop_pad_planes else im.transpose(**o.keywords)
     return im
 
-# %% ../nbs/03_cache.ipynb #c968130d
+# %% ../nbs/03_cache.ipynb #0240f65f
 def _digests(files):
     "(first, second) 8 bytes of a hash of each path (from the root, so that a changed working directory is no other file)"
     here,paths = os.fsencode(os.getcwd()),map(os.fsencode, files)
@@ -220,7 +220,7 @@ class ImageCache:
     ):
         self.guard = ifnone(guard, shared_guard())
         self.arena,self.batches,self.kept,self.planned = Arena(self.guard),BatchMemory(),{},{}
-        self.told,self.verdict,self.looked_s = False,None,0.
+        self.told,self.verdict,self.given_bytes = False,None,self.guard.given_bytes
 
     def add(self,
         files:list, # Paths; anything else has no place and is never kept
@@ -410,7 +410,7 @@ def gather(self:ImageCache,
     self.arena.count(n_hits, len(places)-n_hits)
     return out
 
-# %% ../nbs/03_cache.ipynb #c3c3d04f
+# %% ../nbs/03_cache.ipynb #bb600665
 @patch
 def _fill_one(self:ImageCache, place, file, recipe):
     "The error if `file` could not be read, `None` if it was or needs not be"
@@ -457,16 +457,6 @@ def purge(self:ImageCache, pause:bool=False)->int: # Bytes given back
     self.verdict = None
     self.batches.free.clear()
     return self.arena.purge()
-
-@patch
-def relieve(self:ImageCache,
-    need_bytes:int=0, # What is about to be taken by others, workers for instance
-)->int: # Bytes given back
-    "Give back what the guard's reserve is short of, and let the cache grow again once there is half a reserve more than the reserve"
-    short_bytes = self.guard.shortfall(need_bytes)
-    if short_bytes: self.batches.free.clear()
-    if self.arena.header['full'] and self.guard.budget()-need_bytes > self.guard.reserve_bytes//2: self.arena.header['full'] = 0
-    return self.arena.shrink(short_bytes) if short_bytes and self.arena.used_bytes>short_bytes//1000 else 0
 
 @patch
 def check(self:ImageCache):

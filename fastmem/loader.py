@@ -6,8 +6,8 @@ Docs: https://fastmem.github.io/fastmem/loader.html.md"""
 
 # %% auto #0
 __all__ = ['worker_bytes', 'TargetSample', 'sample_targets', 'why_items', 'TargetColumn', 'DrawnBatch', 'n_threads',
-           'FloatPipeline', 'WorkerRandom', 'relieve', 'tell', 'decide', 'tell_full', 'fill_columns', 'preload_columns',
-           'CacheStats', 'MemDL']
+           'FloatPipeline', 'WorkerRandom', 'tell_given', 'tell', 'decide', 'tell_full', 'fill_columns',
+           'preload_columns', 'CacheStats', 'MemDL']
 
 # %% ../nbs/05_loader.ipynb #734ff28d
 import gc, itertools, os, random, time
@@ -282,7 +282,7 @@ class FloatPipeline(Pipeline):
 
 def _is_bytes(o): return type(o) in (TensorImage,TensorImageBW) and o.dtype==torch.uint8 and o.device.type=='cpu' and o.ndim==4 and len(o)>0
 
-# %% ../nbs/05_loader.ipynb #474ef5e4
+# %% ../nbs/05_loader.ipynb #77419575
 class WorkerRandom:
     "The random numbers that `n` workers of this epoch would draw"
     def __init__(self,
@@ -318,6 +318,7 @@ def _start_epoch(self:MemDL):
     self._why,self._worker_random = why_items(self),None
     if not self.columns: return
     for o in self.targets.values(): o.n_batches = 0
+    self.cache.guard.expect(self, self.in_flight_bytes())
     if type(self.after_batch) is Pipeline: self.after_batch = FloatPipeline(self.after_batch, self.cache.batches)
     decide(self.cache, self.options)
     self.keep = self.options['mode']!='stream' and not self.cache.verdict=='stream'
@@ -329,7 +330,7 @@ def __iter__(self:MemDL):
     workers = self.fake_l.num_workers
     if workers and self._in_process(): batches = self._iter_in_process(workers)
     else:
-        if self.columns: relieve(self.cache, workers*worker_bytes)
+        if self.columns: self.cache.guard.look(self.in_flight_bytes())
         batches = super(MemDL, self).__iter__()
     yield from (self._watched(batches) if self.columns else batches)
 
@@ -341,27 +342,48 @@ def _iter_in_process(self:MemDL, workers):
         with self.fake_l.no_multiproc(): yield from super(MemDL, self).__iter__()
     finally: self._asked_workers = self._worker_random = None
 
-# %% ../nbs/05_loader.ipynb #8951f369
-worker_bytes = 60_000_000 # asked for before a worker is started
-_watch_s = .25             # time between two looks at the guard
+# %% ../nbs/05_loader.ipynb #4c959070
+worker_bytes = 60_000_000 # of a worker's own
+_float_copies = 3         # of a batch; `BatchMemory` keeps as many
 
-def relieve(
+@patch
+def _shown_bytes(self:MemDL, column):
+    "About what one image of `column` takes in a batch, as bytes"
+    sizes = [o.size for o in self.after_item.fs if isinstance(o, traced_tfms) and getattr(o, 'size', None)]
+    if sizes: return int(np.prod(sizes[-1]))*(pixel_bytes(open_mode(column.recipe.cls)) or 1)
+    n,total_bytes,_ = self.cache.planned.get(column.recipe, (0,0,0.))
+    return total_bytes//max(n,1)
+
+@patch
+def in_flight_bytes(self:MemDL)->int:
+    "What the batches of this loader take while it runs, and the workers that make them"
+    workers = self.fake_l.num_workers
+    batch_bytes = ifnone(self.bs,1)*sum(self._shown_bytes(o) for o in self.columns.values())
+    return workers*worker_bytes + batch_bytes*(self._n_ahead()+4*_float_copies)
+
+@patch
+def _n_ahead(self:MemDL): return self.fake_l.num_workers*ifnone(self.fake_l.prefetch_factor,2)+1
+
+def tell_given(
     cache:ImageCache,
-    need_bytes:int=0, # What is about to be taken; if nothing is, the guard is asked a few times a second at most
 ):
-    "Give back what the reserve is short of, and say so"
-    if not need_bytes and time.monotonic()-cache.looked_s < _watch_s: return
-    cache.looked_s = time.monotonic()
-    given_bytes = cache.relieve(need_bytes)
-    if given_bytes: tell(cache, f'memory runs short ({cache.guard.binding()}): {human_bytes(given_bytes)} of images were given back and are read from disk. '
-                                'Fewer workers, a smaller `Resize` or `size`, or more memory, would change that.')
+    "Say that images of the guard's caches were given back since this was asked last"
+    given_bytes,cache.given_bytes = cache.guard.given_bytes-cache.given_bytes,cache.guard.given_bytes
+    if not given_bytes: return
+    cache.batches.free.clear()
+    tell(cache, f'memory runs short ({cache.guard.binding()}): {human_bytes(given_bytes)} of images were given back and are read from disk. '
+                'Fewer workers, a smaller `Resize` or `size`, or more memory, would change that.')
 
 @patch
 def _watched(self:MemDL, batches):
-    "`batches`, with an eye on the guard"
-    for b in batches:
-        relieve(self.cache)
-        yield b
+    "`batches`, which the guard knows of, and a word when it has taken images back"
+    guard,n_bytes,n_ahead = self.cache.guard,self.in_flight_bytes(),self._n_ahead()
+    try:
+        for i,b in enumerate(batches):
+            if i==n_ahead: guard.expect(self, n_bytes, taken=True)
+            tell_given(self.cache)
+            yield b
+    finally: guard.expect(self, n_bytes)
 
 # %% ../nbs/05_loader.ipynb #0891e366
 @patch
@@ -463,7 +485,7 @@ def preload_columns(
     if errors: print(f'fastmem: {len(errors)} files can\'t be read; a batch that reaches one raises its error:')
     for file,error in errors.items(): print(f'  {file}: {type(error).__name__}: {error}')
 
-# %% ../nbs/05_loader.ipynb #e1ee00d4
+# %% ../nbs/05_loader.ipynb #2c3dd19e
 def _memory_dls(dls):
     inner = [getattr(o, 'dl', o) if not isinstance(o, MemDL) else o for o in dls.loaders]  # a distributed loader wraps ours
     res = [o for o in inner if isinstance(o, MemDL) and o.columns]
@@ -493,6 +515,8 @@ def in_memory(self:DataLoaders,
     if len(ifnone(guard, shared_guard()).arenas): gc.collect()  # a dropped Learner and its cache are a cycle
     if cache is None: cache = ImageCache(guard)
     loaders = [in_memory_dl(dl, cache, **options) if isinstance(dl, TfmdDL) else dl for dl in self.loaders]
+    for o in loaders:
+        if getattr(o, 'columns', None): cache.guard.expect(o, o.in_flight_bytes())
     decide(cache, options)
     self.loaders = loaders
     if mode=='preload': self.preload()
