@@ -285,7 +285,7 @@ def purge(self:Arena)->int: # Bytes given back
         self._end = self._next  # a new chunk asks the guard again
     return max(0, before-self.used_bytes)
 
-# %% ../nbs/02_arena.ipynb #ff9b2d8b
+# %% ../nbs/02_arena.ipynb #34cc714d
 @patch
 def _kept_end(self:Arena, places, n_bytes):
     "(numbers of `places` to keep, byte from which on `n_bytes` of their pixels lie)"
@@ -304,8 +304,9 @@ def shrink(self:Arena,
     with self.locked():
         self._repair()
         before,ids = self.used_bytes,np.arange(int(self.header['next_place']))
-        kept,end = self._kept_end(ids[self.ready(ids)], n_bytes)
-        self.header['full'] = 1
+        self.header['full'],ids = 1,ids[self.ready(ids)]
+        if not len(ids): return 0
+        kept,end = self._kept_end(ids, n_bytes)
         self.places[kept] = (_offsets(self.places[kept])//_align_bytes).astype(np.uint64) | np.uint64(_pack(self.generation+1, 0))
         self.header['generation'] += 1
         first = -(-(self.start+end)//mmap.PAGESIZE)*mmap.PAGESIZE

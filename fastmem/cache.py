@@ -25,14 +25,12 @@ from .guard import *
 from .plan import *
 from .arena import *
 
-# %% ../nbs/03_cache.ipynb #286de9b6
+# %% ../nbs/03_cache.ipynb #c412f6a1
 class Pixels(NamedTuple):
     "An image as it is stored"
     im:Image.Image # At its stored size
     full:tuple # (width, height) in its file
     planes:np.ndarray=None # What the cache keeps of it
-
-_draft_ratio = 3 # decoded pixels per stored one, at least
 
 def _open_scaled(file, cls, wanted):
     "(image, full size, fraction it was decoded at): a JPEG no larger than needed to make `wanted` from it"
@@ -55,7 +53,7 @@ def _resize(im, recipe, full, frac):
     box = [min(float(o)*frac, n) for o,n in zip(box, (*im.size,*im.size))]
     return im.resize(stored, recipe.resample, box=box)
 
-# %% ../nbs/03_cache.ipynb #acad82e7
+# %% ../nbs/03_cache.ipynb #854d5655
 def _pad_centre(im, recipe, full, frac):
     W,H = recipe.size
     resize = Resize((H,W), method='pad', pad_mode=recipe.pad_mode, resamples=(recipe.resample, recipe.resample))
@@ -75,7 +73,7 @@ def make_pixels(
     if recipe.method is None or recipe.method=='pad' or recipe.resample==NEAREST or not _is_stock(cls) or not isinstance(file, (str,os.PathLike)):
         im = cls.create(file)
         full,frac = tuple(im.size),1.
-    else: im,full,frac = _open_scaled(file, cls, lambda full: [_draft_ratio*int(o) for o in recipe.stored_size(full)])
+    else: im,full,frac = _open_scaled(file, cls, lambda full: [draft_ratio*int(o) for o in recipe.stored_size(full)])
     if recipe.method is not None: im = _resize(im, recipe, full, frac)
     return Pixels(im, full)
 

@@ -423,7 +423,7 @@ def after_iter(self:MemDL):
     super(MemDL, self).after_iter()
     if self.columns and self.keep and self.cache.arena.header['full']: tell_full(self.cache)
 
-# %% ../nbs/05_loader.ipynb #cf3f57c2
+# %% ../nbs/05_loader.ipynb #093b9c96
 def tell(
     cache:ImageCache, # What it is about
     text:str, # One line
@@ -450,6 +450,7 @@ def decide(
 
 def tell_full(cache):
     "Say that the guard stopped the fill"
+    tell_given(cache)  # if it took images back, that is the news
     guard = cache.guard
     tell(cache, f'{guard.binding()} leaves no room for more than {human_bytes(cache.arena.used_bytes)} of images: '
                 'the rest is read from disk. A smaller `Resize` or `size`, or more memory, would change that.')

@@ -67,10 +67,10 @@ pressed = setup+'''
 hog_mb,hog_code = sys.argv[3:5]
 hog = subprocess.Popen([sys.executable, '-c', hog_code, path/'go', hog_mb, '10', '3'])
 guard = MemoryGuard(reserve_bytes=130_000_000)
-if group=='none': # a host of 450 MB beside what fastai takes: what the hog and the cache take of it is real
+if group=='none': # a host of 700 MB beside what fastai takes: what the hog and the cache take of it is real
     class Host(psutil.virtual_memory().__class__):
         @property
-        def available(self): return max(0, 450_000_000-(hog.poll() is None and psutil.Process(hog.pid).memory_info().rss)-guard.used_bytes)
+        def available(self): return max(0, 700_000_000-(hog.poll() is None and psutil.Process(hog.pid).memory_info().rss)-guard.used_bytes)
     real = psutil.virtual_memory
     psutil.virtual_memory = lambda: Host(*real())
 from fastmem.guard import available_memory
@@ -98,7 +98,7 @@ def test_a_hog_gets_its_memory_and_training_goes_on(tmp_path, cgroup, where):
     "No wrong pixel, no kill, no exception: the cache gives back until the reserve is free, rests there, and grows again when there is room"
     by_content(tmp_path, 600)
     group = cgroup(1_250_000_000) if where=='cgroup' else 'none'
-    out = run_program(tmp_path, pressed, group, tmp_path, '250', hog, timeout_s=120).splitlines()
+    out = run_program(tmp_path, pressed, group, tmp_path, '350' if where=='cgroup' else '450', hog, timeout_s=120).splitlines()
     res = json.loads(out[-1])
     holding = [o for o in res['seen'] if o[0]=='holding']
     print(f"{res['filled']} of {res['n_files']} kept, {min(o[1] for o in res['seen'])} under pressure, {len(res['seen'])} rounds, "
@@ -111,13 +111,14 @@ def test_a_hog_gets_its_memory_and_training_goes_on(tmp_path, cgroup, where):
 
 notebook = setup+'''
 dl = loader(num_workers=0)
-cache,guard,end,seen = dl.cache,dl.cache.guard,time.monotonic()+float(sys.argv[3]),[]
+cache,seen,settled,end = dl.cache,[],path/f'settled-{os.getpid()}',time.monotonic()+60
+cache.guard.reserve_bytes = 150_000_000
 from fastmem.guard import available_memory
-guard.reserve_bytes = 150_000_000
-while time.monotonic()<end:
-    for _ in checked(dl):
-        seen.append((round(end-time.monotonic(), 2), n_cached(cache), cache.arena.generation, available_memory()))
-        if seen[-1][0]<0: break
+def n_in(seen, last_s): return {o[1] for o in seen if o[0]>time.monotonic()-last_s}
+while len(list(path.glob('settled-*')))<2 and time.monotonic()<end:
+    for _ in checked(dl): seen.append((time.monotonic(), n_cached(cache), cache.arena.generation, available_memory()))
+    if cache.arena.is_full and seen[0][0]<time.monotonic()-4 and len(n_in(seen, 3))==1: settled.touch()
+assert time.monotonic()<end, seen[-1]
 cache.check()
 print(json.dumps(seen))
 '''
@@ -125,14 +126,13 @@ print(json.dumps(seen))
 def test_two_notebooks_settle(tmp_path, cgroup):
     "Both want more than there is: none is killed, both keep images, the reserve stays free, and in the end nothing moves any more"
     by_content(tmp_path, 1200)
-    group = cgroup(1_600_000_000)
+    group = cgroup(1_500_000_000)
     (program := tmp_path/'notebook.py').write_text(notebook)
-    both = [subprocess.Popen([sys.executable, '-W', 'ignore', program, group, tmp_path, '12'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    both = [subprocess.Popen([sys.executable, '-W', 'ignore', program, group, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                              env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''}) for _ in range(2)]
     done = [o.communicate(timeout=120) for o in both]
     assert [o.returncode for o in both]==[0,0], done
     for seen in [json.loads(out.splitlines()[-1]) for out,_ in done]:
-        last = [o for o in seen if o[0]<3]
-        print(f'{last[-1][1]} of 1200 kept, {last[-1][2]-1} times given back, at least {min(o[3] for o in seen)/1e6:.0f} MB free, {last[-1][3]/1e6:.0f} in the end')
-        assert 100<last[-1][1]<1100 and len({o[1] for o in last})==1, 'a share that stays'
-        assert min(o[3] for o in last)>=120e6 and last[-1][2]<=4
+        print(f'{seen[-1][1]} of 1200 kept, {seen[-1][2]-1} times given back, at least {min(o[3] for o in seen)/1e6:.0f} MB free, {seen[-1][3]/1e6:.0f} in the end')
+        assert 100<seen[-1][1]<1100 and seen[-1][2]-1<=4, 'a share, found without going back and forth'
+        assert min(o[3] for o in seen if o[0]>seen[-1][0]-3)>=75e6, 'half of the reserve at least: nothing is given back any more'
