@@ -7,10 +7,10 @@ Docs: https://fastmem.github.io/fastmem/loader.html.md"""
 # %% auto #0
 __all__ = ['worker_bytes', 'TargetSample', 'sample_targets', 'why_items', 'TargetColumn', 'DrawnBatch', 'n_threads',
            'FloatPipeline', 'WorkerRandom', 'tell_given', 'tell', 'decide', 'tell_full', 'fill_columns',
-           'preload_columns', 'CacheStats', 'MemDL']
+           'preload_columns', 'CacheStats', 'planned_columns', 'plan_loaders', 'waits_frac', 'MemDL']
 
-# %% ../nbs/05_loader.ipynb #734ff28d
-import gc, itertools, os, random, time
+# %% ../nbs/05_loader.ipynb #1275c985
+import copy, gc, itertools, os, random, time
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +18,9 @@ import torch
 from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
 from fastai.data.load import SkipItemException, fa_collate
-from fastai.torch_core import TensorImage, TensorImageBW, TensorMask, get_random_states, retain_types, set_random_states
-from fastai.vision.augment import TensorTypes
+from fastai.learner import Learner
+from fastai.torch_core import TensorImage, TensorImageBW, TensorMask, find_device, get_random_states, retain_types, set_random_states
+from fastai.vision.augment import RandTransform, TensorTypes
 from fastai.vision.core import *
 from fasttransform import Pipeline, compose_tfms
 from fastcore.all import *
@@ -588,3 +589,89 @@ def memory(self:DataLoaders)->CacheStats:
                       budget_bytes=cache.guard.budget(), available_bytes=available_memory(), bound_by=cache.guard.binding(),
                       mode=options['mode'], store=' and '.join(sorted({c.recipe.store for c in columns})),
                       batches=f'item by item: {why}' if why else 'gathered')
+
+# %% ../nbs/05_loader.ipynb #bb54f748
+def planned_columns(
+    dl, # Any loader of fastai
+)->list: # Of `ImageColumn`s
+    "The images of `dl` as they would be kept"
+    def recipe(tl, j, cls):
+        if isinstance(dl, MemDL): return dl._recipe(tl, j, cls)
+        return choose_recipe(dl, cls, after=[o for o in tl.tfms.fs[j+1:] if not is_noop(o)])
+    return [ImageColumn(tl, j, recipe(tl, j, cls)) for _,tl,j,cls in find_images(dl.dataset)]
+
+def _is_path(o): return isinstance(o, (str,os.PathLike))
+
+def _has_files(column, n=8):
+    "Whether some items of `column` name a file, the same each time"
+    some = range(0, len(column), max(1, len(column)//n))
+    return all(_is_path(o := column.file(i)) and o==column.file(i) for i in some)
+
+def _plan_warnings(dl, columns):
+    "Where keeping the images of `dl` can't help, or not as much as it could"
+    if not all(map(_has_files, columns)): yield 'Images that no file holds, or another each time, are generated anew for each batch and not kept.'
+    after = first(f for o in columns for f in o.after if isinstance(f, RandTransform))
+    before = None if leading_resize(dl.after_item) else first(o for o in dl.after_item.fs if isinstance(o, RandTransform))
+    for o in filter(None, (after,before)):
+        yield (f'{type(o).__name__} is random and runs before anything that could be kept smaller: images are kept whole, '
+               'and it is done for each batch. A `Resize` in front of it would keep less.')
+
+def plan_loaders(
+    dls:DataLoaders, # In memory or not
+    n_timed:int=32, # Images to decode
+)->MemoryPlan:
+    "The plan for the images of `dls`, with warnings"
+    _check_images(dls)
+    columns = [o for dl in dls.loaders for o in planned_columns(dl)]
+    cache = getattr(dls.loaders[0], 'cache', None)
+    guard,held_bytes = (cache.guard,cache.arena.used_bytes) if cache else (shared_guard(),0)
+    files = {r: [f for o in columns if o.recipe==r for f in o.files() if _is_path(f)] for r in {o.recipe:0 for o in columns}}
+    plans = [probe(o, recipe=r, guard=guard, n_timed=n_timed, held_bytes=held_bytes) for r,o in files.items() if o]
+    return sum_plans(plans, guard, held_bytes)._replace(warnings=tuple(_plan_warnings(dls.loaders[0], columns)))
+
+# %% ../nbs/05_loader.ipynb #996db0a6
+def _load_s(dl, n):
+    "(a batch, median seconds that stock takes to make one of `n` in this process)"
+    it,times,batch = iter((dl.stock() if isinstance(dl, MemDL) else dl).new(num_workers=0)),[],None
+    for _ in range(n+1):
+        start_s = time.perf_counter()
+        if (b := next(it, None)) is None: break
+        batch = b; times.append(time.perf_counter()-start_s)
+    if batch is None: raise ValueError(f"no batch to time: {dl.n} items and bs={dl.bs} with drop_last leave none")
+    return batch,float(np.median(times[1:] or times))
+
+def _step_s(learn, batch, n):
+    "Median seconds of `n` steps on `batch`, forward and back, with a copy of the model"
+    model,n_inp,times = copy.deepcopy(learn.model).to(find_device(batch)).train(),getattr(learn.dls, 'n_inp', 1),[]
+    for _ in range(n+1):
+        start_s = time.perf_counter()
+        model.zero_grad()
+        learn.loss_func(model(*batch[:n_inp]), *batch[n_inp:]).backward()
+        if torch.cuda.is_available(): torch.cuda.synchronize()
+        times.append(time.perf_counter()-start_s)
+    return float(np.median(times[1:]))
+
+def waits_frac(
+    load_s:float, # Seconds that one process takes to make a batch
+    step_s:float, # Seconds that the model takes for it
+    workers:int, # That make batches while the model trains
+)->float: # 0 to 1
+    "Fraction of the time for which training waits for its batches"
+    return max(0., 1-step_s/(load_s/min(workers, n_cores()))) if workers else load_s/(load_s+step_s)
+
+@patch
+def memory_plan(self:Learner,
+    n_steps:int=4, # Batches to make, and steps to take
+    n_timed:int=32, # Images to decode
+)->MemoryPlan:
+    "What keeping this learner's images would take, and whether training waits for them"
+    dl,states = self.dls.loaders[0],get_random_states()
+    try:
+        plan = plan_loaders(self.dls, n_timed)
+        batch,load_s = _load_s(dl, n_steps)
+        step_s = _step_s(self, batch, n_steps)
+    finally: set_random_states(**states)
+    waits = waits_frac(load_s, step_s, dl.fake_l.num_workers)
+    if waits>=.1: return plan._replace(waits_frac=waits)
+    return plan._replace(waits_frac=waits, warnings=(*plan.warnings, f'Loading is not the bottleneck: a step takes {step_s:.3g} s, and stock makes a batch '
+                         f'in {load_s:.3g} s with each of {dl.fake_l.num_workers} workers. Keeping images would hardly make training faster.'))

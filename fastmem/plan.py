@@ -136,7 +136,7 @@ def image_header(
         with Image.open(file) as im: return *im.size, im.mode
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError): return None  # a batch that reaches it raises it
 
-# %% ../nbs/01_plan.ipynb #d4eb59ed
+# %% ../nbs/01_plan.ipynb #bae27b0f
 draft_ratio = 3 # decoded pixels per stored one, at least, where a JPEG is decoded at a fraction
 _timing_s = .5
 
@@ -167,8 +167,14 @@ def _time_image(file, recipe):
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError): return None  # a batch that reaches it raises it
     a = np.asarray(im if recipe.method is None else im.resize(stored, recipe.resample))
     planes = mark(np.ascontiguousarray(np.moveaxis(np.atleast_3d(a), 2, 0)))
-    mark(np.divide(planes, 255, dtype=np.float32))
-    return np.diff(marks)
+    return np.append(np.diff(marks), _copy_s(planes if recipe.method!='crop' else planes[:,:recipe.size[1],:recipe.size[0]]))
+
+def _copy_s(planes):
+    "Seconds of a core to make floats of `planes`, in memory that is there"
+    out = np.empty(planes.shape, np.float32); out[:] = 0
+    start_s = time.thread_time()
+    np.divide(planes.copy(), 255, out=out)
+    return time.thread_time()-start_s
 
 def time_images(
     files:list, # Paths of images
@@ -185,7 +191,7 @@ def time_images(
     if not parts: return None
     took_s,parts = time.perf_counter()-start_s,np.array(parts)
     made_s = parts[:,:-1].sum(1)
-    return Timing(len(parts), took_s/len(parts), made_s.std()/made_s.mean()/np.sqrt(len(parts)), *parts.mean(0))
+    return Timing(len(parts), took_s/len(parts), *map(float, [made_s.std()/made_s.mean()/np.sqrt(len(parts)), *parts.mean(0)]))
 
 # %% ../nbs/01_plan.ipynb #2260183d
 class Costs(NamedTuple):
@@ -325,7 +331,7 @@ def _scan(folder):
 
 def _listed(folder): return list(_scan(folder))
 
-# %% ../nbs/01_plan.ipynb #fb7e8cc6
+# %% ../nbs/01_plan.ipynb #cc4a4855
 def probe(
     files, # Paths of images, or a folder of them
     n:int=256, # Headers to read
@@ -333,13 +339,14 @@ def probe(
     size:int=None, # Instead of `recipe`: for `Resize(size)`; without either, images are kept whole
     guard:MemoryGuard=None, # Who is asked for a budget; the shared guard if `None`
     n_timed:int=0, # Images to decode, for the seconds that a fill takes
+    held_bytes:int=0, # What of them is held already
 )->MemoryPlan:
     "What keeping `files` in memory would take, from `n` headers; nothing is allocated, and nothing decoded but `n_timed` images"
     files,guard = get_images(files, _listed),ifnone(guard, shared_guard())
     if recipe is None: recipe = Recipe() if size is None else Recipe(method='crop', size=(size,size))
     recipes = {recipe.store: recipe, 'decoded': recipe._replace(method=None)}
     timings = {k: time_images(files, o, n_timed, seed=i+1) for i,(k,o) in enumerate(recipes.items())} if n_timed else {}
-    plans = {k: make_plan(len(files), total, k, guard, error) for k,(total,error) in store_bytes(files, recipes, n).items()}
+    plans = {k: make_plan(len(files), total, k, guard, error, held_bytes) for k,(total,error) in store_bytes(files, recipes, n).items()}
     return with_costs(plans, recipe.store, timings)
 
 def with_costs(
@@ -375,9 +382,12 @@ def make_plan(
 def sum_plans(
     plans:list, # `MemoryPlan`s of images that are kept side by side: inputs and masks
     guard:MemoryGuard, # Who is asked for a budget
+    held_bytes:int=0, # What of them is held already
 )->MemoryPlan:
     "One plan for all of them; speed is that of the first"
+    if not plans: return make_plan(0, 0, 'decoded', guard)
     if len(plans)==1: return plans[0]
-    def total(k): return make_plan(sum(o.n_items for o in plans), sum(o.stores.get(k,o).total_bytes for o in plans), k, guard, max(o.error_frac for o in plans))
+    n,error = sum(o.n_items for o in plans),max(o.error_frac for o in plans)
+    def total(k): return make_plan(n, sum(o.stores.get(k,o).total_bytes for o in plans), k, guard, error, held_bytes)
     stores = {k: total(k)._replace(costs=o.costs, timing=o.timing) for k,o in plans[0].stores.items()}
     return stores[plans[0].store]._replace(stores=stores)
