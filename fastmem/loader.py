@@ -590,7 +590,7 @@ def memory(self:DataLoaders)->CacheStats:
                       mode=options['mode'], store=' and '.join(sorted({c.recipe.store for c in columns})),
                       batches=f'item by item: {why}' if why else 'gathered')
 
-# %% ../nbs/05_loader.ipynb #bb54f748
+# %% ../nbs/05_loader.ipynb #472eeca1
 def planned_columns(
     dl, # Any loader of fastai
 )->list: # Of `ImageColumn`s
@@ -614,7 +614,7 @@ def _plan_warnings(dl, columns):
     before = None if leading_resize(dl.after_item) else first(o for o in dl.after_item.fs if isinstance(o, RandTransform))
     for o in filter(None, (after,before)):
         yield (f'{type(o).__name__} is random and runs before anything that could be kept smaller: images are kept whole, '
-               'and it is done for each batch. A `Resize` in front of it would keep less.')
+               'and it is done for each batch. With a `Resize` alone in item_tfms and random transforms in batch_tfms, less would be kept.')
 
 def plan_loaders(
     dls:DataLoaders, # In memory or not
