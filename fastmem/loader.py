@@ -9,8 +9,9 @@ __all__ = ['worker_bytes', 'TargetSample', 'sample_targets', 'why_items', 'Targe
            'FloatPipeline', 'WorkerRandom', 'tell_given', 'tell', 'decide', 'tell_full', 'fill_columns',
            'preload_columns', 'CacheStats', 'planned_columns', 'plan_loaders', 'waits_frac', 'MemDL']
 
-# %% ../nbs/05_loader.ipynb #1275c985
-import copy, gc, itertools, os, random, time
+# %% ../nbs/05_loader.ipynb #01c2645f
+import gc, itertools, os, random, time
+from copy import deepcopy
 from typing import NamedTuple
 
 import numpy as np
@@ -629,7 +630,7 @@ def plan_loaders(
     plans = [probe(o, recipe=r, guard=guard, n_timed=n_timed, held_bytes=held_bytes) for r,o in files.items() if o]
     return sum_plans(plans, guard, held_bytes)._replace(warnings=tuple(_plan_warnings(dls.loaders[0], columns)))
 
-# %% ../nbs/05_loader.ipynb #996db0a6
+# %% ../nbs/05_loader.ipynb #46cde39d
 def _load_s(dl, n):
     "(a batch, median seconds that stock takes to make one of `n` in this process)"
     it,times,batch = iter((dl.stock() if isinstance(dl, MemDL) else dl).new(num_workers=0)),[],None
@@ -642,7 +643,7 @@ def _load_s(dl, n):
 
 def _step_s(learn, batch, n):
     "Median seconds of `n` steps on `batch`, forward and back, with a copy of the model"
-    model,n_inp,times = copy.deepcopy(learn.model).to(find_device(batch)).train(),getattr(learn.dls, 'n_inp', 1),[]
+    model,n_inp,times = deepcopy(learn.model).to(find_device(batch)).train(),getattr(learn.dls, 'n_inp', 1),[]
     for _ in range(n+1):
         start_s = time.perf_counter()
         model.zero_grad()
