@@ -164,7 +164,7 @@ def test_a_million_files_cost_a_sample(folder, monkeypatch):
     plan = probe(files, size=64, n_timed=32)
     assert len(opened)==256 and plan.timing.n<=32 and plan.n_items==1_000_020 and plan.error_frac>0
     exact = probe(folder, size=64)
-    assert abs(plan.total_bytes/16_667-exact.total_bytes) < 3*plan.error_frac*exact.total_bytes
+    assert abs(plan.total_bytes/16_667-exact.total_bytes) < 4*plan.error_frac*exact.total_bytes
 
 def test_a_folder_is_listed_as_fastai_does(tmp_path):
     for o in ('a.jpg','b/c.PNG','b/.hidden.jpg','.cache/d.jpg','b/notes.txt','noext','b/e/f.tif','.jpg'):
