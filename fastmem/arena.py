@@ -19,12 +19,12 @@ from fastcore.all import *
 
 from .guard import *
 
-# %% ../nbs/02_arena.ipynb #6e916896
+# %% ../nbs/02_arena.ipynb #8e3332e4
 _max_items,_max_processes = 1<<27,1<<16
 _chunk_bytes = 4<<20  # address space that a process takes at a time, and how often the guard is asked
 _align_bytes = 64     # one cache line
 
-_header = np.dtype([('generation','u8'), ('next_byte','u8'), ('next_place','u8'), ('next_row','u8'), ('full','u8'), ('paused','u8'), ('skips','u8')])
+_header = np.dtype([('generation','u8'), ('next_byte','u8'), ('next_place','u8'), ('next_row','u8'), ('full','u8'), ('paused','u8'), ('skips','u8'), ('coming','u8')])
 _parts = dict(header=(_header,1), counters=('i8',(_max_processes,2)), places=('u8',_max_items),
               sizes=('u4',(_max_items,4)), modes=('u1',_max_items), pixel_bytes=('u1',_max_items), stamps=('u4',_max_items))
 
@@ -44,7 +44,7 @@ def _pack(generation, offset): return (generation<<_offset_bits) | (offset//_ali
 def _generation(places): return places>>np.uint64(_offset_bits)
 def _offsets(places): return (places & np.uint64((1<<_offset_bits)-1)).astype(np.int64)*_align_bytes
 
-# %% ../nbs/02_arena.ipynb #b7293176
+# %% ../nbs/02_arena.ipynb #2a2a959a
 def _punch(fd, offset, n_bytes):
     "Give the memory of a range of `fd` back; it reads as zeros afterwards"
     keep_size,punch_hole = 1,2
@@ -67,7 +67,14 @@ def _map(fd, sizes, **kwargs):
             if e.errno!=errno.ENOMEM: raise
     raise MemoryError(f"no {human_bytes(sizes[-1])} of address space can be mapped: raise `ulimit -v`")
 
-# %% ../nbs/02_arena.ipynb #614092d6
+_max_bits = 43 # of the address space for pixels
+
+def _pixel_sizes(start, guard):
+    "Bytes to map for pixels, largest first, such that a limit on address space leaves the guard's reserve"
+    sizes,left = [start+(1<<i) for i in range(_max_bits,27,-1)],address_space_bytes()
+    return [o for o in sizes if left is None or o<=left-guard.reserve_bytes] or sizes[-1:]
+
+# %% ../nbs/02_arena.ipynb #ec916063
 class Place(NamedTuple):
     "Where an image is and what it looks like"
     offset:int # Byte of the pixel mapping at which it starts
@@ -83,11 +90,12 @@ class Arena:
         fd = _open_file()
         self._open(fd, guard)
         self.header['generation'],self.header['next_byte'] = 1,_align_bytes
+        guard.watch()
 
     def _open(self, fd, guard):
         layout,start = _layout()
         table = _map(fd, [start])
-        pixels = _map(fd, [start+(1<<i) for i in (43,40,37,34,31,28)], prot=mmap.PROT_READ)
+        pixels = _map(fd, _pixel_sizes(start, guard), prot=mmap.PROT_READ)
         for name,(dtype,shape,offset) in layout.items():
             a = np.frombuffer(table, dtype, int(np.prod(shape)), offset).reshape(shape)
             setattr(self, name, a[0] if name=='header' else a)
@@ -97,19 +105,27 @@ class Arena:
             self.bytes = torch.from_numpy(self.pixels)
         store_attr('fd,guard,start')
         self._pid = None
-        guard.arenas.add(self)
+        guard.add(self)
         weakref.finalize(self, os.close, fd)
 
     def _own(self):
         "What belongs to one process: made anew after a fork, so that no lock or chunk is shared by accident"
         if self._pid!=os.getpid():
-            self._pid,self._thread_lock,self._next,self._end,self._row = os.getpid(),threading.Lock(),0,0,None
+            self._thread_lock,self._next,self._end,self._row,self._pid = threading.Lock(),0,0,None,os.getpid()
         return self
 
     @property
     def used_bytes(self)->int:
         "Bytes of RAM that the arena takes, as the kernel counts them"
         return os.fstat(self.fd).st_blocks*512
+    is_full = property(lambda self: bool(self.header['full']), lambda self,v: self.header.__setitem__('full', v), doc="Whether nothing more is kept")
+    coming_bytes = property(lambda self: int(self.header['coming']), lambda self,v: self.header.__setitem__('coming', v),
+                            doc="Bytes that batches are about to take, for all processes to see")
+    def limits(self)->dict:
+        "{what limits: bytes of pixels that it still lets in}, beside what the guard knows of"
+        if len(self.pixels)>=1<<_max_bits: return {}
+        return {'RLIMIT_AS': max(0, len(self.pixels)-int(self.header['next_byte']))}
+
     @property
     def generation(self)->int:
         "Raised by every purge; what was ready before is not ready after"
@@ -270,7 +286,7 @@ def purge(self:Arena)->int: # Bytes given back
         self._end = self._next  # a new chunk asks the guard again
     return max(0, before-self.used_bytes)
 
-# %% ../nbs/02_arena.ipynb #ff9b2d8b
+# %% ../nbs/02_arena.ipynb #34cc714d
 @patch
 def _kept_end(self:Arena, places, n_bytes):
     "(numbers of `places` to keep, byte from which on `n_bytes` of their pixels lie)"
@@ -289,8 +305,9 @@ def shrink(self:Arena,
     with self.locked():
         self._repair()
         before,ids = self.used_bytes,np.arange(int(self.header['next_place']))
-        kept,end = self._kept_end(ids[self.ready(ids)], n_bytes)
-        self.header['full'] = 1
+        self.header['full'],ids = 1,ids[self.ready(ids)]
+        if not len(ids): return 0
+        kept,end = self._kept_end(ids, n_bytes)
         self.places[kept] = (_offsets(self.places[kept])//_align_bytes).astype(np.uint64) | np.uint64(_pack(self.generation+1, 0))
         self.header['generation'] += 1
         first = -(-(self.start+end)//mmap.PAGESIZE)*mmap.PAGESIZE

@@ -26,14 +26,12 @@ from .guard import *
 from .plan import *
 from .arena import *
 
-# %% ../nbs/03_cache.ipynb #8816224b
+# %% ../nbs/03_cache.ipynb #e8b18c6e
 class Pixels(NamedTuple):
     "An image as it is stored"
     im:Image.Image # At its stored size
     full:tuple # (width, height) in its file
     planes:np.ndarray=None # What the cache keeps of it
-
-_draft_ratio = 3 # decoded pixels per stored one, at least
 
 def _open_scaled(file, cls, wanted):
     "(image, full size, fraction it was decoded at): a JPEG no larger than needed to make `wanted` from it"
@@ -60,7 +58,7 @@ def _resize(im, recipe, full, frac):
     box = [min(float(o)*frac, n) for o,n in zip(box, (*im.size,*im.size))]
     return im.resize(stored, recipe.resample, box=box)
 
-# %% ../nbs/03_cache.ipynb #36d5d020
+# %% ../nbs/03_cache.ipynb #64f9092b
 def _pad_centre(im, recipe, full, frac):
     W,H = recipe.size
     resize = Resize((H,W), method='pad', pad_mode=recipe.pad_mode, resamples=(recipe.resample, recipe.resample))
@@ -80,7 +78,7 @@ def make_pixels(
     if recipe.method is None or recipe.method=='pad' or recipe.resample==NEAREST or not opens_as_stock(cls) or not isinstance(file, (str,os.PathLike)):
         im = cls.create(file)
         full,frac = tuple(im.size),1.
-    else: im,full,frac = _open_scaled(file, cls, lambda full: [_draft_ratio*int(o) for o in recipe.stored_size(full)])
+    else: im,full,frac = _open_scaled(file, cls, lambda full: [draft_ratio*int(o) for o in recipe.stored_size(full)])
     if recipe.method is not None: im = _resize(im, recipe, full, frac)
     return Pixels(im, full)
 
@@ -194,7 +192,7 @@ def edit_image(
     for o in edits: im = _crop_pad_image(im, **o.keywords) if o.func is crop_pad_planes else im.transpose(**o.keywords)
     return im
 
-# %% ../nbs/03_cache.ipynb #5613aafc
+# %% ../nbs/03_cache.ipynb #ee19c726
 def _digests(files):
     "(first, second) 8 bytes of a hash of each path (from the root, so that a changed working directory is no other file)"
     paths = [o if o.startswith(b'/') else os.path.join(os.getcwdb(), o) for o in map(os.fsencode, files)]
@@ -225,7 +223,7 @@ class ImageCache:
     ):
         self.guard = ifnone(guard, shared_guard())
         self.arena,self.batches,self.kept,self.planned = Arena(self.guard),BatchMemory(),{},{}
-        self.told,self.verdict,self.looked_s = False,None,0.
+        self.told,self.verdict,self.given_bytes = False,None,self.guard.given_bytes
         self.guard.caches.add(self)
 
     def add(self,
@@ -442,7 +440,7 @@ def gather(self:ImageCache,
     self.arena.count(n_hits, len(places)-n_hits)
     return out
 
-# %% ../nbs/03_cache.ipynb #fac0d366
+# %% ../nbs/03_cache.ipynb #dc3f2009
 @patch
 def _fill_one(self:ImageCache, place, file, recipe):
     "The error if `file` could not be read, `None` if it was or needs not be"
@@ -509,16 +507,6 @@ def purge(self:ImageCache, pause:bool=False)->int: # Bytes given back
     self.verdict = None
     self.batches.free.clear()
     return self.arena.purge()
-
-@patch
-def relieve(self:ImageCache,
-    need_bytes:int=0, # What is about to be taken by others, workers for instance
-)->int: # Bytes given back
-    "Give back what the guard's reserve is short of, and let the cache grow again once there is half a reserve more than the reserve"
-    short_bytes = self.guard.shortfall(need_bytes)
-    if short_bytes: self.batches.free.clear()
-    if self.arena.header['full'] and self.guard.budget()-need_bytes > self.guard.reserve_bytes//2: self.arena.header['full'] = 0
-    return self.arena.shrink(short_bytes) if short_bytes and self.arena.used_bytes>short_bytes//1000 else 0
 
 @patch
 def check(self:ImageCache):

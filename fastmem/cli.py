@@ -12,7 +12,7 @@ __all__ = ['text_table', 'folder_plans', 'plan_report', 'limited_guard', 'fastme
            'named_arch', 'step_batch', 'train_rate', 'epoch_estimate_s', 'human_s', 'verdict', 'check_bench',
            'bench_heading', 'timed_model', 'save_plot', 'fastmem_bench']
 
-# %% ../nbs/08_cli.ipynb #e6806604
+# %% ../nbs/08_cli.ipynb #6bb94fb2
 import io, statistics, tempfile, time
 from contextlib import redirect_stdout
 from typing import Annotated, NamedTuple
@@ -23,6 +23,7 @@ from fastcore.script import call_parse
 
 from .all import *
 from .cache import map_threads, n_cores
+from .guard import memory_pressure_frac
 from .plan import get_images
 
 # %% ../nbs/08_cli.ipynb #280cbfc3
@@ -33,15 +34,14 @@ def text_table(
     widths = [max(len(o) for o in col) for col in zip(*rows)]
     return '\n'.join('  '.join(o.ljust(w) if i==0 else o.rjust(w) for i,(o,w) in enumerate(zip(row,widths))).rstrip() for row in rows)
 
-# %% ../nbs/08_cli.ipynb #18b24b21
+# %% ../nbs/08_cli.ipynb #cdef3fc4
 def folder_plans(
     path, # Folder of images
     size:int=224, # Pixels of `Resize`
     guard:MemoryGuard=None, # Who is asked for a budget
 )->dict: # {store: `MemoryPlan`}
     "What each store would take for the images in `path`"
-    files = get_images(path)
-    return {'resized': probe(files, n=2000, size=size, guard=guard), 'decoded': probe(files, n=2000, guard=guard)}
+    return probe(path, n=2000, size=size, guard=guard, n_timed=32).stores
 
 def plan_report(
     plans:dict, # From `folder_plans`
@@ -49,11 +49,15 @@ def plan_report(
     guard:MemoryGuard, # Who was asked
 )->str:
     "The plans as a table, the limits, and what fastmem would do"
-    rows = [['store','takes','error','fits']] + [[k, human_bytes(o.total_bytes), f'± {o.error_frac:.1%}', f'{o.cached_frac:.0%}'] for k,o in plans.items()]
+    rows = [['store','takes','error','fits','s to fill','images/s warm']]
+    rows += [[k, human_bytes(o.total_bytes), f'± {o.error_frac:.1%}', f'{o.cached_frac:.0%}',
+              *([f'{o.fill_s:.3g}', f'{o.warm_rate:,.0f}'] if o.costs else ['',''])] for k,o in plans.items()]
     limits = [['limit','may be taken']] + [[k, human_bytes(v)] for k,v in sorted(guard.limits().items(), key=lambda o:o[1])]
     plan = plans['resized']
+    timed = f'An image takes {plan.timing}, {n_cores()} cores' if plan.timing else 'No image could be decoded: nothing was timed'
     what = 'keep every image' if plan.fits else f'keep {plan.cached_frac:.0%} of the images and read the rest from disk'
-    return (f'{plan.n_items:,} images\n\n{text_table(rows)}\n\n{text_table(limits)}\n({human_bytes(guard.reserve_bytes)} are left free under each)\n\n'
+    return (f'{plan.n_items:,} images\n\n{text_table(rows)}\n{timed}\n\n{text_table(limits)}\n'
+            f'({human_bytes(guard.wanted_bytes)} are left free; tasks waited for memory {memory_pressure_frac():.1%} of the last 10 s)\n\n'
             f'With item_tfms=Resize({size}), `dls.in_memory()` would {what}: {guard.binding()} is what binds.')
 
 def limited_guard(

@@ -6,8 +6,8 @@ Docs: https://fastmem.github.io/fastmem/loader.html.md"""
 
 # %% auto #0
 __all__ = ['worker_bytes', 'TargetSample', 'sample_targets', 'why_items', 'TargetColumn', 'DrawnBatch', 'n_threads',
-           'FloatPipeline', 'WorkerRandom', 'relieve', 'tell', 'decide', 'tell_full', 'fill_columns', 'preload_columns',
-           'CacheStats', 'MemDL']
+           'FloatPipeline', 'WorkerRandom', 'tell_given', 'tell', 'decide', 'tell_full', 'fill_columns',
+           'preload_columns', 'check_images', 'CacheStats', 'MemDL']
 
 # %% ../nbs/05_loader.ipynb #977c8ca0
 import gc, itertools, os, random, time
@@ -343,7 +343,7 @@ class FloatPipeline(Pipeline):
 
 def _is_bytes(o): return type(o) in (TensorImage,TensorImageBW) and o.dtype==torch.uint8 and o.device.type=='cpu' and o.ndim==4 and len(o)>0
 
-# %% ../nbs/05_loader.ipynb #887a45e1
+# %% ../nbs/05_loader.ipynb #6e7a670e
 class WorkerRandom:
     "The random numbers that `n` workers of this epoch would draw"
     def __init__(self,
@@ -379,6 +379,7 @@ def _start_epoch(self:MemDL):
     for j in [j for j,o in self.targets.items() if not o.current()]: del self.targets[j]
     self._why,self._worker_random = why_items(self),None
     if not self.columns: return
+    self.cache.guard.expect(self, self.in_flight_bytes())
     if type(self.after_batch) is Pipeline: self.after_batch = FloatPipeline(self.after_batch, self.cache.batches)
     decide(self.cache, self.options)
     self.keep = self.options['mode']!='stream' and not self.cache.verdict=='stream'
@@ -389,7 +390,7 @@ def __iter__(self:MemDL):
     self._start_epoch()
     self._begun,workers,batches = True,self.fake_l.num_workers,super(MemDL, self).__iter__()
     if workers and self._in_process(): batches = self._in_this_process(batches, workers)
-    elif self.columns: relieve(self.cache, workers*worker_bytes)
+    elif self.columns: self.cache.guard.look(self.in_flight_bytes())
     yield from (self._watched(batches) if self.columns else batches)
 
 @patch
@@ -406,27 +407,48 @@ def _in_this_process(self:MemDL, batches, workers):
     finally: self._worker_random = None
     yield from itertools.chain(begun, batches)
 
-# %% ../nbs/05_loader.ipynb #8951f369
-worker_bytes = 60_000_000 # asked for before a worker is started
-_watch_s = .25             # time between two looks at the guard
+# %% ../nbs/05_loader.ipynb #4c959070
+worker_bytes = 60_000_000 # of a worker's own
+_float_copies = 3         # of a batch; `BatchMemory` keeps as many
 
-def relieve(
+@patch
+def _shown_bytes(self:MemDL, column):
+    "About what one image of `column` takes in a batch, as bytes"
+    sizes = [o.size for o in self.after_item.fs if isinstance(o, traced_tfms) and getattr(o, 'size', None)]
+    if sizes: return int(np.prod(sizes[-1]))*(pixel_bytes(open_mode(column.recipe.cls)) or 1)
+    n,total_bytes,_ = self.cache.planned.get(column.recipe, (0,0,0.))
+    return total_bytes//max(n,1)
+
+@patch
+def in_flight_bytes(self:MemDL)->int:
+    "What the batches of this loader take while it runs, and the workers that make them"
+    workers = self.fake_l.num_workers
+    batch_bytes = ifnone(self.bs,1)*sum(self._shown_bytes(o) for o in self.columns.values())
+    return workers*worker_bytes + batch_bytes*(self._n_ahead()+4*_float_copies)
+
+@patch
+def _n_ahead(self:MemDL): return self.fake_l.num_workers*ifnone(self.fake_l.prefetch_factor,2)+1
+
+def tell_given(
     cache:ImageCache,
-    need_bytes:int=0, # What is about to be taken; if nothing is, the guard is asked a few times a second at most
 ):
-    "Give back what the reserve is short of, and say so"
-    if not need_bytes and time.monotonic()-cache.looked_s < _watch_s: return
-    cache.looked_s = time.monotonic()
-    given_bytes = cache.relieve(need_bytes)
-    if given_bytes: tell(cache, f'memory runs short ({cache.guard.binding()}): {human_bytes(given_bytes)} of images were given back and are read from disk. '
-                                'Fewer workers, a smaller `Resize` or `size`, or more memory, would change that.')
+    "Say that images of the guard's caches were given back since this was asked last"
+    given_bytes,cache.given_bytes = cache.guard.given_bytes-cache.given_bytes,cache.guard.given_bytes
+    if not given_bytes: return
+    cache.batches.free.clear()
+    tell(cache, f'memory runs short ({cache.guard.binding()}): {human_bytes(given_bytes)} of images were given back and are read from disk. '
+                'Fewer workers, a smaller `Resize` or `size`, or more memory, would change that.')
 
 @patch
 def _watched(self:MemDL, batches):
-    "`batches`, with an eye on the guard"
-    for b in batches:
-        relieve(self.cache)
-        yield b
+    "`batches`, which the guard knows of, and a word when it has taken images back"
+    guard,n_bytes,n_ahead = self.cache.guard,self.in_flight_bytes(),self._n_ahead()
+    try:
+        for i,b in enumerate(batches):
+            if i==n_ahead: guard.expect(self, n_bytes, taken=True)
+            tell_given(self.cache)
+            yield b
+    finally: guard.expect(self, n_bytes)
 
 # %% ../nbs/05_loader.ipynb #a5d1d55d
 @patch
@@ -466,7 +488,7 @@ def after_iter(self:MemDL):
     super(MemDL, self).after_iter()
     if self.columns and self.keep and self.cache.arena.header['full']: tell_full(self.cache)
 
-# %% ../nbs/05_loader.ipynb #cf3f57c2
+# %% ../nbs/05_loader.ipynb #093b9c96
 def tell(
     cache:ImageCache, # What it is about
     text:str, # One line
@@ -493,6 +515,7 @@ def decide(
 
 def tell_full(cache):
     "Say that the guard stopped the fill"
+    tell_given(cache)  # if it took images back, that is the news
     guard = cache.guard
     tell(cache, f'{guard.binding()} leaves no room for more than {human_bytes(cache.arena.used_bytes)} of images: '
                 'the rest is read from disk. A smaller `Resize` or `size`, or more memory, would change that.')
@@ -528,14 +551,15 @@ def preload_columns(
     if errors: print(f'fastmem: {len(errors)} files can\'t be read; a batch that reaches one raises its error:')
     for file,error in errors.items(): print(f'  {file}: {type(error).__name__}: {error}')
 
-# %% ../nbs/05_loader.ipynb #9377f83f
+# %% ../nbs/05_loader.ipynb #fc73b55b
 def _memory_dls(dls):
     inner = [getattr(o, 'dl', o) if not isinstance(o, MemDL) else o for o in dls.loaders]  # a distributed loader wraps ours
     res = [o for o in inner if isinstance(o, MemDL) and o.columns]
     if not res: raise RuntimeError("these DataLoaders are not in memory: call `dls.in_memory()` first")
     return res
 
-def _check_images(dls):
+def check_images(dls):
+    "Raise why these `DataLoaders` can't be kept in memory, if they can't"
     if any(find_images(getattr(o, 'dataset', None)) for o in dls.loaders): return
     own = [type(dl.dataset).__name__ for dl in dls.loaders if makes_own_items(getattr(dl, 'dataset', None))]
     if own: raise TypeError(f"{own[0]} makes its items in a `__getitem__` of its own, which reading from memory would leave out: do that in a transform")
@@ -554,7 +578,7 @@ def in_memory(self:DataLoaders,
     on_error:str='raise', # A bad file: 'raise' as stock does when a batch reaches it, 'skip' drops the item
 )->DataLoaders: # The same object
     "Keep the images of these `DataLoaders` in memory, from now on"
-    _check_images(self)
+    check_images(self)
     check_guard(cache, guard)
     options = dict(mode=mode, store=store, size=size, guard=guard, on_full=on_full, on_error=on_error)
     if len(ifnone(guard, shared_guard()).arenas): gc.collect()  # a dropped Learner and its cache are a cycle
@@ -562,6 +586,8 @@ def in_memory(self:DataLoaders,
     for dl in self.loaders:
         if isinstance(dl, TfmdDL): dl = in_memory_dl(dl, cache, **options); cache = dl.cache
         loaders.append(dl)
+    for o in loaders:
+        if getattr(o, 'columns', None): cache.guard.expect(o, o.in_flight_bytes())
     decide(cache, options)
     self.loaders = loaders
     if mode=='preload': self.preload()

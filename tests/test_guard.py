@@ -78,9 +78,172 @@ def test_bad_bytes_name_the_argument_and_the_value(bad):
     with pytest.raises(ValueError, match=f'limit_bytes.*{bad!r}'): MemoryGuard(limit_bytes=bad)
     with pytest.raises(ValueError, match='reserve_bytes'): MemoryGuard(reserve_bytes=bad)
 
-@pytest.mark.parametrize('total,left', [(12.7e9, 11e9), (2e9, 1.7e9), (700e6, 500e6)])
-def test_reserve_leaves_colab_and_small_containers_usable(total, left):
-    assert total-default_reserve_bytes(int(total)) >= left
+# --- pressure, address space, batches in flight ---
+
+@pytest.mark.parametrize('text,frac', [('some avg10=12.50 avg60=1.00 avg300=0.10 total=9\nfull avg10=70.00 avg60=0.00 avg300=0.00 total=7\n', .125),
+                                       ('some avg10=0.00 avg60=99.00 avg300=0.00 total=9\n', 0), ('', 0), (None, 0)])
+def test_pressure_is_some_avg10(tmp_path, text, frac):
+    if text is not None: tree(tmp_path, {'proc/pressure/memory': text})
+    assert memory_pressure_frac(tmp_path)==frac
+
+def test_under_pressure_the_reserve_counts_twice(monkeypatch):
+    monkeypatch.setattr('fastmem.guard.memory_limits', lambda root='/': {'host RAM': 1000})
+    guard,pressed = MemoryGuard(reserve_bytes=300),.0
+    monkeypatch.setattr('fastmem.guard.memory_pressure_frac', lambda: pressed)
+    assert (guard.budget(),guard.shortfall())==(700,0)
+    pressed = .1
+    assert (guard.budget(),guard.shortfall())==(400,0)
+    monkeypatch.setattr('fastmem.guard.memory_limits', lambda root='/': {'host RAM': 290})
+    assert guard.shortfall()>0, 'what would be half of it is gone'
+    pressed = .0
+    assert MemoryGuard(reserve_bytes=300).shortfall()==0
+
+limited = '''
+import resource, sys, psutil
+from fastai.vision.all import *
+from fastmem.all import *
+from fastmem.guard import *
+assert address_space_bytes() is None
+limit = psutil.Process().memory_info().vms+8_500_000_000
+resource.setrlimit(resource.RLIMIT_AS, (limit,limit))
+guard = MemoryGuard(reserve_bytes=1_000_000_000)
+assert abs(guard.limits()['RLIMIT_AS']-7_500_000_000)<10_000_000
+dls = ImageDataLoaders.from_folder(sys.argv[1], valid_pct=.2, seed=1, item_tfms=Resize(64), bs=8, num_workers=0, device='cpu').in_memory(guard=guard)
+for _ in range(2):
+    for b in dls.train: pass
+assert dls.memory.bound_by==guard.binding()=='RLIMIT_AS', guard.limits()
+assert dls.memory.hits and address_space_bytes()>500_000_000
+assert guard.shortfall()==0, 'images do not take address space'
+'''
+
+def test_a_limit_on_address_space_is_named_and_left_a_reserve(tmp_path):
+    photo_folder(tmp_path, 20)
+    run_program(tmp_path, limited, tmp_path)
+
+def test_batches_in_flight_are_kept_free_before_and_while_it_fills(tmp_path, monkeypatch):
+    photo_folder(tmp_path, 40)
+    free_bytes = 2_000_000_000
+    monkeypatch.setattr('fastmem.guard.memory_limits', lambda root='/': {'host RAM': free_bytes})
+    guard = MemoryGuard(reserve_bytes=100_000_000)
+    dls = make(tmp_path, num_workers=2).in_memory(guard=guard)
+    item_bytes,n_ahead = 64*64*3,2*2+1
+    wanted = 2*60_000_000 + 8*item_bytes*(n_ahead+4*3)
+    assert dls.train.in_flight_bytes()==wanted and guard.coming_bytes==wanted and guard.budget()==free_bytes-100_000_000-wanted
+    it = iter(dls.train.new(num_workers=0, bs=1))
+    coming = [(next(it),guard.coming_bytes)[1] for _ in range(3)]
+    few_bytes = item_bytes*(1+4*3)
+    assert coming==[wanted,wanted-few_bytes,wanted-few_bytes], 'what has been made is not counted twice'
+    it.close()
+    assert guard.coming_bytes==wanted
+    small = make(tmp_path, num_workers=0).in_memory(guard=guard)
+    assert guard.coming_bytes==wanted, 'loaders take turns: the largest counts'
+
+def test_caches_of_one_guard_count_together(tmp_path):
+    "Inputs, targets, and several loaders of a process: one limit, one shortage"
+    photo_folder(tmp_path, 40)
+    guard = MemoryGuard(limit_bytes=20_000_000)
+    a,b = [make(tmp_path, num_workers=0).in_memory(guard=guard, mode='preload') for _ in range(2)]
+    assert guard.used_bytes>=a.memory.cached_bytes+b.memory.cached_bytes
+    assert guard.limits()['limit_bytes']==20_000_000-guard.used_bytes
+    n = a.memory.cached_bytes+b.memory.cached_bytes//2
+    guard.give_back(n)
+    assert a.memory.cached_bytes+b.memory.cached_bytes<=n, 'more than one of them holds was given back'
+
+# --- the three marks, on a machine that is made up ---
+
+class Machine:
+    "So many bytes of RAM, of which others and the caches of `Box`es take some"
+    def __init__(self, total_bytes, monkeypatch, others_bytes=0):
+        self.total_bytes,self.others_bytes,self.boxes,self.least_bytes = total_bytes,others_bytes,[],total_bytes
+        monkeypatch.setattr('fastmem.guard.memory_limits', lambda root='/': {'host RAM': self.free_bytes})
+        monkeypatch.setattr('fastmem.guard.memory_pressure_frac', lambda: 0.)
+    @property
+    def free_bytes(self):
+        res = self.total_bytes-self.others_bytes-sum(o.used_bytes for o in self.boxes)
+        assert res>0, 'killed'
+        self.least_bytes = min(self.least_bytes, res)
+        return res
+
+class Box:
+    "Stands for an arena and the process that fills it"
+    def __init__(self, machine, guard, wanted_bytes):
+        self.guard,self.wanted_bytes = guard,wanted_bytes
+        self.used_bytes,self.is_full,self.coming_bytes,self.n_given = 0,False,0,0
+        machine.boxes.append(self); guard.add(self)
+    def limits(self): return {}
+    def shrink(self, n_bytes):
+        given_bytes = min(n_bytes, self.used_bytes)
+        self.used_bytes,self.is_full,self.n_given = self.used_bytes-given_bytes,True,self.n_given+1
+        return given_bytes
+    def live(self, n_bytes=50_000_000):
+        "Fill for a quarter of a second, in pieces of 4 MB, and look"
+        for _ in range(n_bytes//4_000_000):
+            if self.is_full or self.used_bytes>=self.wanted_bytes: break
+            if self.guard.budget()<4_000_000: self.is_full = True
+            else: self.used_bytes += 4_000_000
+        self.guard.look()
+
+def test_marks(monkeypatch):
+    "Half of the reserve is gone: give back until all of it is there; half more than it: grow"
+    machine = Machine(1000, monkeypatch)
+    guard = MemoryGuard(reserve_bytes=100)
+    def at(left): machine.others_bytes = 1000-left; return guard.shortfall()
+    assert [at(o) for o in (60,50,49,60,90,99,100,60)]==[0,0,25,20,10,1,0,0]
+    assert at(20)==80, 'no time for steps'
+    assert at(99)==1 and at(100)==0
+    assert guard.shortfall(need_bytes=60)==60, 'workers start at once'
+    def roomy(left): machine.others_bytes = 1000-left; return guard.is_roomy()
+    assert [roomy(o) for o in (100,149,150,151)]==[False,False,False,True]
+
+@pytest.mark.parametrize('total_bytes,others_bytes', [(12.7e9,1.5e9), (2e9,.6e9)], ids=['colab','container'])
+def test_the_reserve_leaves_colab_and_a_small_container_usable(monkeypatch, total_bytes, others_bytes):
+    "A dataset that is too large fills what is free; then a model and another process grow by 200 MB/s, take half of all, and go again"
+    machine = Machine(int(total_bytes), monkeypatch, int(others_bytes))
+    guard = MemoryGuard(reserve_bytes=default_reserve_bytes(int(total_bytes)))
+    box = Box(machine, guard, 100_000_000_000)
+    box.coming_bytes = 2*60_000_000+64*224*224*3*(5+12)  # two workers, batches of 64
+    for _ in range(400): box.live()
+    assert box.used_bytes>=.4*(total_bytes-others_bytes), 'a good part of what is free is used'
+    assert machine.free_bytes>=guard.reserve_bytes+box.coming_bytes-8_000_000
+    full_bytes,n = box.used_bytes,int(total_bytes*.5/50e6)
+    for _ in range(n): machine.others_bytes += 50_000_000; box.live()
+    for _ in range(20): box.live()
+    assert machine.least_bytes>=.2*guard.reserve_bytes and machine.free_bytes>=.99*guard.reserve_bytes
+    n_given = box.n_given
+    for _ in range(20): box.live()
+    assert box.n_given==n_given, 'it rests'
+    for _ in range(n): machine.others_bytes -= 50_000_000; box.live()
+    for _ in range(400): box.live()
+    assert box.used_bytes==pytest.approx(full_bytes, abs=8_000_000) and box.n_given==n_given, 'it has grown again, once'
+
+@pytest.mark.parametrize('n', [2,3])
+def test_notebooks_started_together_settle(monkeypatch, n):
+    "Each with a guard of its own; then another process takes 100 MB more than is free"
+    machine = Machine(2_000_000_000, monkeypatch, 500_000_000)
+    boxes = [Box(machine, MemoryGuard(reserve_bytes=200_000_000), 10**10) for _ in range(n)]
+    def live(turns):
+        for _ in range(turns):
+            for o in boxes: o.live()
+    live(100)
+    assert machine.free_bytes>=195_000_000 and not any(o.n_given for o in boxes)
+    assert all(o.used_bytes>1_300_000_000/n*.8 for o in boxes), 'fair shares'
+    for _ in range(6): machine.others_bytes += 50_000_000; live(1)
+    live(20)
+    used,given = [o.used_bytes for o in boxes],[o.n_given for o in boxes]
+    assert machine.least_bytes>=40_000_000 and machine.free_bytes>=195_000_000 and sum(used)>=800_000_000, 'no more than was missing, or little'
+    live(50)
+    assert [o.used_bytes for o in boxes]==used and [o.n_given for o in boxes]==given, 'nothing moves any more'
+
+def test_a_limit_of_its_own_does_not_keep_a_cache_from_growing_again(monkeypatch):
+    "After a shortage the limit is smaller than half of the reserve, and no mark for memory"
+    machine = Machine(10_000_000_000, monkeypatch)
+    box = Box(machine, MemoryGuard(reserve_bytes=1_000_000_000, limit_bytes=100_000_000), 10**10)
+    for _ in range(5): box.live()
+    assert 96_000_000<=box.used_bytes<=100_000_000
+    machine.others_bytes = 9_600_000_000; box.live()
+    assert box.used_bytes==0 and box.is_full
+    machine.others_bytes = 0; box.live(); box.live(); box.live()
+    assert box.used_bytes>=96_000_000
 
 # --- what a cache does when the guard says no ---
 

@@ -131,6 +131,106 @@ def test_verdict(limit_bytes, fits, folder):
     if not fits: assert 'limit_bytes' in plan.reason
     assert plan.plot().get_xlabel()=='GB'
 
+@pytest.mark.parametrize('size', [64,None])
+def test_each_store_is_planned(size, folder):
+    files = get_image_files(folder)
+    plan = probe(folder, size=size, guard=MemoryGuard(limit_bytes=2_000_000))
+    assert list(plan.stores)==(['resized'] if size else [])+['decoded','encoded'] and all(o.store==k for k,o in plan.stores.items())
+    assert plan.stores['encoded'].total_bytes==sum(o.stat().st_size for o in files)
+    assert plan.stores['decoded'].total_bytes==probe(folder).total_bytes and plan.stores[plan.store].total_bytes==plan.total_bytes
+    for o in plan.stores.values(): assert o.cached_frac==(1 if o.fits else 2_000_000/o.total_bytes) and o.n_items==60
+    assert len(plan.plot().patches)==len(plan.stores) and 'encoded' in plan._repr_html_()
+    assert plan.verdict.startswith('Keep all images' if plan.fits else 'Keep ') and 'limit_bytes leaves' in plan.verdict or plan.fits
+
+def test_seconds_come_from_a_sample(folder, tmp_path):
+    "None unless asked for; files that can't be read are left out; what is not kept costs what it costs to read"
+    assert probe(folder, size=64).fill_s is None and probe(folder, size=64).warm_rate is None
+    plan = probe(folder, size=64, n_timed=8)
+    t = plan.timing
+    assert t.n==8 and min(t.read_s, t.header_s, t.decode_s, t.resize_s, t.copy_s)>0 and 'to decode' in str(plan)
+    assert plan.fill_s==60*t.image_s and plan.warm_rate==pytest.approx(1/t.copy_s)
+    half = plan._replace(budget_bytes=plan.total_bytes//2)
+    assert half.fill_s==pytest.approx(30*t.image_s, rel=.01) and half.warm_rate==pytest.approx(2/(t.copy_s+t.image_s), rel=.01)
+    encoded = plan.stores['encoded']
+    assert encoded.fill_s<plan.fill_s and encoded.warm_rate<plan.warm_rate
+    (tmp_path/'text.jpg').write_text('This is no image.')
+    assert probe([tmp_path/'text.jpg'], n_timed=4).fill_s is None
+    assert probe([tmp_path/'text.jpg', *get_image_files(folder)], n_timed=61).timing.n<=60
+
+def test_a_million_files_cost_a_sample(folder, monkeypatch):
+    opened = []
+    monkeypatch.setattr('fastmem.plan.image_header', lambda o: (opened.append(o), image_header(o))[1])
+    files = get_image_files(folder).items*16_667
+    plan = probe(files, size=64, n_timed=32)
+    assert len(opened)==256 and plan.timing.n<=32 and plan.n_items==1_000_020 and plan.error_frac>0
+    exact = probe(folder, size=64)
+    assert abs(plan.total_bytes/16_667-exact.total_bytes) < 4*plan.error_frac*exact.total_bytes
+
+def test_a_folder_is_listed_as_fastai_does(tmp_path):
+    for o in ('a.jpg','b/c.PNG','b/.hidden.jpg','.cache/d.jpg','b/notes.txt','noext','b/e/f.tif','.jpg'):
+        (tmp_path/o).parent.mkdir(parents=True, exist_ok=True); (tmp_path/o).touch()
+    from fastmem.plan import get_images, _listed
+    assert set(map(Path, get_images(tmp_path, _listed)))==set(get_image_files(tmp_path))
+
+# What a plan says of a learner
+
+def learner(dls, model=None):
+    model = ifnone(model, nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(3, dls.c), nn.BatchNorm1d(dls.c)))
+    return Learner(dls, model, loss_func=CrossEntropyLossFlat())
+
+def make(folder, item_tfms, **kwargs):
+    return ImageDataLoaders.from_folder(folder, **{**dict(valid_pct=.2, bs=8, item_tfms=item_tfms, num_workers=0, device='cpu'), **kwargs})
+
+@pytest.mark.parametrize('kept', [False,True])
+def test_learner_plan_changes_nothing(folder, kept):
+    dls = make(folder, Resize(64))
+    if kept: dls.in_memory(mode='preload')
+    learn,n_arenas = learner(dls),len(shared_guard().arenas)
+    before = [o.clone() for o in learn.model.state_dict().values()],random_states()
+    plan = learn.memory_plan(n_timed=4)
+    assert all(torch.equal(a, b) for a,b in zip(before[0], learn.model.state_dict().values())) and random_states()==before[1]
+    assert all(p.grad is None for p in learn.model.parameters()) and len(shared_guard().arenas)==n_arenas
+    assert plan.total_bytes==probe(folder, size=64).total_bytes and plan.n_items==60 and plan.store=='resized' and set(plan.stores)=={'resized','decoded','encoded'}
+    assert plan.waits_frac>.1 and not plan.warnings and 'waits for its batches' in str(plan)
+    if kept: assert (dls.memory.hits,dls.memory.misses)==(0,0) and plan.budget_bytes>=dls.memory.cached_bytes
+
+def test_a_held_cache_counts_as_room(folder):
+    dls = make(folder, Resize(64)).in_memory(guard=MemoryGuard(limit_bytes=1_500_000))
+    assert learner(dls).memory_plan(n_timed=0).fits
+    dls.preload()
+    assert dls.train.cache.guard.budget()<500_000 and learner(dls).memory_plan(n_timed=0).fits
+
+class Slow(nn.Module):
+    def __init__(self): super().__init__(); self.inner = nn.Linear(3, 3)
+    def forward(self, x): time.sleep(.5); return self.inner(x.mean((2,3)))
+
+def test_a_slow_model_is_the_bottleneck(folder):
+    plan = learner(make(folder, Resize(64), num_workers=1), Slow()).memory_plan(n_steps=1, n_timed=0)
+    assert plan.waits_frac==0 and first(plan.warnings).startswith('Loading is not the bottleneck') and plan.warnings[0] in str(plan)
+
+@pytest.mark.parametrize('load_s,step_s,workers,frac', [(1,1,0,.5), (1,9,0,.1), (2,1,1,.5), (1,2,1,0), (1,1,1,0)])
+def test_what_training_waits_for(load_s, step_s, workers, frac):
+    from fastmem.learner import waits_frac
+    assert waits_frac(load_s, step_s, workers)==pytest.approx(frac)
+
+def test_random_transforms_and_generated_images_are_warned_of(folder):
+    def warnings(dls): return learner(dls).memory_plan(n_steps=1, n_timed=0).warnings
+    assert any('RandomResizedCrop is random' in o for o in warnings(make(folder, RandomResizedCrop(64))))
+    assert any('FlipItem is random' in o for o in warnings(make(folder, [FlipItem(), Resize(64)])))
+    assert not any('random' in o for o in warnings(make(folder, Resize(64), batch_tfms=Flip())))
+    images = [np.full((80,90,3), i, np.uint8) for i in range(20)]
+    block = DataBlock((ImageBlock,CategoryBlock), get_items=lambda o: list(range(20)), get_x=lambda i: images[i], get_y=lambda i: i%2, item_tfms=Resize(64))
+    dls = block.dataloaders(None, bs=4, num_workers=0, device='cpu')
+    plan = learner(dls).memory_plan(n_steps=1, n_timed=0)
+    assert plan.n_items==0 and any('generated' in o for o in plan.warnings)
+
+def test_images_and_masks_are_planned_together(folder):
+    block = DataBlock((ImageBlock,MaskBlock), get_items=get_image_files, get_y=lambda o: o, item_tfms=Resize(64))
+    dls = block.dataloaders(folder, bs=4, num_workers=0, device='cpu')
+    model = nn.Conv2d(3, 256, 1)
+    plan = Learner(dls, model, loss_func=CrossEntropyLossFlat(axis=1)).memory_plan(n_steps=1, n_timed=4)
+    assert plan.n_items==120 and plan.total_bytes==probe(folder, size=64).total_bytes*4//3 and plan.fill_s>0
+
 def test_probe_goes_on_over_bad_files(folder, tmp_path):
     "A file that can't be read is counted like the others: the batch that reaches it says so"
     (tmp_path/'text.jpg').write_text('This is no image.')

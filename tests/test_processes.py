@@ -203,14 +203,6 @@ def test_purging_while_workers_read_never_gives_a_wrong_pixel(tmp_path, workers,
 
 # --- memory that runs short while training runs ---
 
-def short_by(monkeypatch, guard, n_bytes):
-    "Let the reserve of `guard` be `n_bytes` short from now on, once"
-    told = []
-    def shortfall(need_bytes=0):
-        told.append(need_bytes)
-        return n_bytes if len(told)==1 else 0
-    monkeypatch.setattr(guard, 'shortfall', shortfall)
-
 @pytest.mark.parametrize('workers,tfms', [(0,[Resize(32)]), (2,[Resize(32),FlipItem()])])
 def test_shrinking_while_workers_read_never_gives_a_wrong_pixel(tmp_path, workers, tfms):
     by_content(tmp_path)
@@ -218,7 +210,7 @@ def test_shrinking_while_workers_read_never_gives_a_wrong_pixel(tmp_path, worker
     dls.train.after_batch = Pipeline([])
     arena,vocab,stop = dls.train.cache.arena,dls.vocab,threading.Event()
     def shrink():
-        while not stop.is_set(): arena.shrink(4000); arena.header['full'] = 0; time.sleep(.001)
+        while not stop.is_set(): arena.shrink(4000); arena.is_full = False; time.sleep(.001)
     thread = threading.Thread(target=shrink); thread.start()
     try:
         for _ in range(6):
@@ -229,17 +221,19 @@ def test_shrinking_while_workers_read_never_gives_a_wrong_pixel(tmp_path, worker
 
 def test_short_memory_gives_back_what_is_short_and_training_goes_on(tmp_path, monkeypatch, capsys):
     photo_folder(tmp_path, 40)
-    dls = make(tmp_path, num_workers=2).in_memory(mode='preload')
+    dls = make(tmp_path, num_workers=2).in_memory(mode='preload', guard=MemoryGuard())
     cache,full = dls.train.cache,dls.memory
-    monkeypatch.setattr('fastmem.loader._watch_s', 0)
-    short_by(monkeypatch, cache.guard, full.cached_bytes//2)
     capsys.readouterr()
-    for _ in dls.valid: pass
-    left = dls.memory
-    assert full.n_cached*.4<=left.n_cached<=full.n_cached*.55, 'half was given back, and nothing is kept anew in this pass'
-    out = capsys.readouterr().out
-    assert out.count('fastmem:')==1 and 'given back' in out
-    cache.check()
+    with monkeypatch.context() as m:
+        m.setattr(MemoryGuard, 'is_roomy', lambda self: False)
+        cache.guard.give_back(cache.guard.used_bytes-full.cached_bytes//2)
+        for _ in dls.valid: pass
+        left = dls.memory
+        assert full.n_cached*.4<=left.n_cached<=full.n_cached*.55, 'half was given back, and nothing is kept anew'
+        out = capsys.readouterr().out
+        assert out.count('fastmem:')==1 and 'given back' in out
+        cache.check()
+    while cache.arena.is_full: time.sleep(.01)  # the guard's own look, four times a second
     passes(dls)
     assert dls.memory.n_cached==40, 'there is plenty again'
 

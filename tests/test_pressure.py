@@ -1,0 +1,114 @@
+"Memory that somebody else takes while two workers and the main process read: in a real cgroup, and on a host that is made up"
+import json, time, uuid
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from helpers import run_program
+
+_v1_root = Path('/sys/fs/cgroup/memory')
+
+@pytest.fixture
+def cgroup():
+    "Make a real version 1 cgroup with a limit in bytes; removed at the end"
+    made = []
+    def make(limit_bytes):
+        group = _v1_root/f'fastmem-test-{uuid.uuid4().hex[:8]}'
+        try:
+            group.mkdir(); made.append(group)
+            (group/'memory.limit_in_bytes').write_text(str(limit_bytes))
+        except OSError: pytest.skip('this machine does not let us make a memory cgroup')
+        return group
+    yield make
+    for o in made:
+        for _ in range(50):
+            if not (o/'cgroup.procs').read_text(): break
+            time.sleep(.1)  # a process that has ended leaves its group a moment later
+        o.rmdir()
+
+def by_content(path, n, n_values=48, size=(400,300)):
+    "`n` images of one value each: class folder and pixels are the same number, so that a wrong or torn one can be told"
+    for i in range(n):
+        file = Path(path)/str(i%n_values+1)/f'{i//n_values}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if i<n_values: Image.new('RGB', size, (i+1,)*3).save(file)
+        else: file.hardlink_to(file.with_name('0.png'))
+
+setup = '''
+import itertools, json, os, subprocess, sys, time
+from pathlib import Path
+group,path = sys.argv[1],Path(sys.argv[2])
+if group!='none': open(group+'/cgroup.procs', 'w').write(str(os.getpid()))
+from fastai.vision.all import *
+from fastmem.all import *
+import psutil
+
+class Unknown(RandTransform): "A transform that changes nothing, but has workers make the items"
+files = sorted(path.glob('*/*.png'))
+def loader(guard=None, cache=None, **kwargs):
+    dls = ImageDataLoaders.from_path_func('.', files, parent_label, valid_pct=0, bs=16, device='cpu', **kwargs).in_memory(store='decoded', guard=guard, cache=cache)
+    dls.train.after_batch = Pipeline([])
+    return dls.train
+def checked(dl):
+    for x,y in dl:
+        wanted = torch.tensor([int(dl.vocab[i]) for i in y]).view(-1,1,1,1)
+        assert (x.as_subclass(torch.Tensor)==wanted).all(), 'a pixel of another image, or of none'
+        yield len(y)
+def n_cached(cache): return cache.n_bytes()[0]
+'''
+
+hog = '''
+import sys, time
+from pathlib import Path
+go,n_mb,step_mb,hold_s = Path(sys.argv[1]),*map(int, sys.argv[2:])
+while not go.exists(): time.sleep(.02)
+taken = []
+for _ in range(n_mb//step_mb): taken.append(bytearray(b'1')*(step_mb<<20)); time.sleep(.05)
+go.rename(go.with_name('holding')); time.sleep(hold_s)
+'''
+
+pressed = setup+'''
+hog_mb,hog_code = sys.argv[3:5]
+hog = subprocess.Popen([sys.executable, '-c', hog_code, path/'go', hog_mb, '10', '3'])
+guard = MemoryGuard(reserve_bytes=130_000_000)
+if group=='none': # a host of 700 MB beside what fastai takes: what the hog and the cache take of it is real
+    class Host(psutil.virtual_memory().__class__):
+        @property
+        def available(self): return max(0, 700_000_000-(hog.poll() is None and psutil.Process(hog.pid).memory_info().rss)-guard.used_bytes)
+    real = psutil.virtual_memory
+    psutil.virtual_memory = lambda: Host(*real())
+from fastmem.guard import available_memory
+dls = [loader(guard, num_workers=2, item_tfms=Unknown())]
+cache = dls[0].cache
+dls += [loader(cache=cache, num_workers=0), loader(cache=cache, num_workers=0, item_tfms=FlipItem())]
+for _ in checked(dls[1]): pass
+filled,seen,end = n_cached(cache),[],time.monotonic()+40
+(path/'go').touch()
+def state():
+    return ['free','holding','growing'][2 if (path/'go').exists() else hog.poll() is None], n_cached(cache), cache.arena.generation, available_memory()
+def rounds():
+    while time.monotonic()<end: yield from zip(*map(checked, dls))
+for ns in rounds():
+    seen.append((*state(), sum(ns)))
+    if seen[-1][0]=='free' and seen[-1][1]>min(o[1] for o in seen)+50: break  # it grows again
+assert hog.wait()==0, 'the hog was killed'
+assert time.monotonic()<end, seen[-1]
+cache.check()
+print(json.dumps(dict(filled=filled, n_files=len(files), seen=seen, given_bytes=guard.given_bytes)))
+'''
+
+@pytest.mark.parametrize('where', ['cgroup','host'])
+def test_a_hog_gets_its_memory_and_training_goes_on(tmp_path, cgroup, where):
+    "No wrong pixel, no kill, no exception: the cache gives back until the reserve is free, rests there, and grows again when there is room"
+    by_content(tmp_path, 600)
+    group = cgroup(1_250_000_000) if where=='cgroup' else 'none'
+    out = run_program(tmp_path, pressed, group, tmp_path, '350' if where=='cgroup' else '450', hog, timeout_s=120).splitlines()
+    res = json.loads(out[-1])
+    holding = [o for o in res['seen'] if o[0]=='holding']
+    print(f"{res['filled']} of {res['n_files']} kept, {min(o[1] for o in res['seen'])} under pressure, {len(res['seen'])} rounds, "
+          f"{res['given_bytes']/1e6:.0f} MB given back in {max(o[2] for o in res['seen'])-1} steps, at least {min(o[3] for o in res['seen'])/1e6:.0f} MB free")
+    assert res['filled']==res['n_files'] and res['given_bytes']>100e6
+    assert len([o for o in out if 'given back' in o])==1
+    *_,settled = holding[len(holding)//2:]
+    assert settled[3]>=125e6, 'the reserve is free again'
+    assert {o[2] for o in holding[len(holding)//2:]}=={settled[2]}, 'and nothing more is given back'
