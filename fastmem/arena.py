@@ -19,14 +19,15 @@ from fastcore.all import *
 
 from .guard import *
 
-# %% ../nbs/02_arena.ipynb #e680bee9
+# %% ../nbs/02_arena.ipynb #9f1ac511
 _max_items,_max_processes = 1<<27,1<<16
 _chunk_bytes = 4<<20  # address space that a process takes at a time, and how often the guard is asked
 _align_bytes = 64     # one cache line
 
-_header = np.dtype([('generation','u8'), ('next_byte','u8'), ('next_place','u8'), ('next_row','u8'), ('full','u8'), ('paused','u8'), ('skips','u8')])
+_header = np.dtype([('generation','u8'), ('next_byte','u8'), ('next_place','u8'), ('next_row','u8'), ('full','u8'), ('paused','u8'), ('skips','u8'),
+                    ('told','u8')])
 _parts = dict(header=(_header,1), counters=('i8',(_max_processes,2)), places=('u8',_max_items),
-              sizes=('u4',(_max_items,4)), modes=('u1',_max_items), pixel_bytes=('u1',_max_items))
+              sizes=('u4',(_max_items,4)), modes=('u1',_max_items), pixel_bytes=('u1',_max_items), keys=('u8',(_max_items,2)))
 
 def _layout():
     "{part: (dtype, shape, offset)}, and where the pixels start, all on page boundaries"
@@ -67,7 +68,7 @@ def _map(fd, sizes, **kwargs):
             if e.errno!=errno.ENOMEM: raise
     raise MemoryError(f"no {human_bytes(sizes[-1])} of address space can be mapped: raise `ulimit -v`")
 
-# %% ../nbs/02_arena.ipynb #614092d6
+# %% ../nbs/02_arena.ipynb #e367b4e2
 class Place(NamedTuple):
     "Where an image is and what it looks like"
     offset:int # Byte of the pixel mapping at which it starts
@@ -117,7 +118,7 @@ class Arena:
 
     def __reduce__(self):
         if context.get_spawning_popen() is None:
-            raise TypeError("an Arena is memory of this machine and can't be pickled: save the images, or the learner by `learn.export`")
+            raise TypeError("an Arena is memory of this machine and can't be pickled: save the images, the dataset that is wrapped, or the learner by `learn.export`")
         return _attach, (reduction.DupFd(self.fd), self.guard)
     def __deepcopy__(self, memo): return self
 
@@ -147,6 +148,29 @@ def reserve_places(self:Arena,
         if first+n>_max_items: raise MemoryError(f"{first+n:,} images: an arena holds at most {_max_items:,}")
         self.header['next_place'] = first+n
     return first
+
+# %% ../nbs/02_arena.ipynb #fc0249c4
+@patch
+def keys_from(self:Arena,
+    first:int, # Place
+)->dict: # {key: place}
+    "The keys of the places from `first` on"
+    keys = self.keys[first:int(self.header['next_place'])]
+    return {tuple(keys[i].tolist()): first+i for i in np.flatnonzero(keys.any(1)).tolist()}
+
+@patch
+def reserve_key(self:Arena,
+    key:tuple, # Two numbers of 64 bits, not both 0
+    n_seen:int=0, # Places that are known not to have it
+)->int: # Place
+    "The place of `key`, a new one if no process has asked for it before"
+    with self.locked():
+        place,end = self.keys_from(n_seen).get(key),int(self.header['next_place'])
+        if place is not None: return place
+        if end>=_max_items: raise MemoryError(f"{end+1:,} files: an arena holds at most {_max_items:,}")
+        self.keys[end] = key  # before the place counts: a process that is killed here leaves nothing
+        self.header['next_place'] = end+1
+    return end
 
 # %% ../nbs/02_arena.ipynb #8c557af0
 @patch
