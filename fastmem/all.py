@@ -5,6 +5,7 @@ from fastmem.arena import Arena
 from fastmem.cache import ImageCache
 from fastmem.block import MemDL, MemImageBlock, MemMaskBlock
 from fastmem.loader import CacheStats
+from fastmem.dataset import CachedDataset, cached
 
 __all__ = ['MemoryGuard', 'available_memory', 'memory_limits', 'shared_guard', 'total_memory', 'human_bytes', 'MemoryPlan', 'Recipe',
-           'probe', 'Arena', 'ImageCache', 'MemDL', 'MemImageBlock', 'MemMaskBlock', 'CacheStats']
+           'probe', 'Arena', 'ImageCache', 'MemDL', 'MemImageBlock', 'MemMaskBlock', 'CacheStats', 'CachedDataset', 'cached']

@@ -266,6 +266,15 @@ def copy_windows(self:Arena,
     if out.nbytes<_few_bytes: out[:] = np.ndarray(shape, np.uint8, self.pixels, 0, (1,1))[starts]
     else: torch.index_select(torch.as_strided(self.bytes, shape, (1,1)), 0, torch.from_numpy(starts), out=torch.from_numpy(out))
 
+# %% ../nbs/02_arena.ipynb #254f4c87
+@patch
+def copy_bytes(self:Arena,
+    places:np.ndarray, # Numbers of places
+)->list: # Of arrays; `None` for an empty place
+    "A copy of the row of bytes at each of `places`"
+    ready,starts,lengths = self.ready(places),_offsets(self.places[places]),self.sizes[places,0]
+    return [self.pixels[o:o+n].copy() if is_ready else None for is_ready,o,n in zip(ready.tolist(), starts.tolist(), lengths.tolist())]
+
 # %% ../nbs/02_arena.ipynb #d0df6bee
 @patch
 def image_bytes(self:Arena,

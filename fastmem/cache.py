@@ -359,7 +359,7 @@ def has(self:ImageCache, place, file_of, recipe, keep=True)->bool:
     if place<0 or self.arena.place(place) is None: self._make(place, file_of(), recipe, keep)
     return True
 
-# %% ../nbs/03_cache.ipynb #ec4e3cd1
+# %% ../nbs/03_cache.ipynb #16110b1c
 _bytes_mode = 255  # in the place of the number of Pillow's mode
 
 @patch
@@ -373,15 +373,23 @@ def keep_bytes(self:ImageCache,
     return self.arena.place(place) is not None or self.arena.write(place, planes, (planes.size,1), _bytes_mode)
 
 @patch
+def read_all_bytes(self:ImageCache,
+    places:np.ndarray, # As for `keep_bytes`
+)->list: # Of arrays that are the caller's own; `None` where there are none
+    "Copies of the bytes at `places`"
+    generation = self.arena.generation
+    res = self.arena.copy_bytes(places)
+    if self.arena.generation!=generation: res = [None]*len(res)  # a purge came in between
+    n_hits = sum(o is not None for o in res)
+    self.arena.count(n_hits, len(res)-n_hits)
+    return res
+
+@patch
 def read_bytes(self:ImageCache,
     place:int, # As for `keep_bytes`
 )->np.ndarray: # The caller's own; `None` if there are none
     "A copy of the bytes at `place`"
-    generation,at = self.arena.generation,self.arena.place(place) if place>=0 else None
-    data = None if at is None else self.arena.view(at, 1)[0,0].copy()
-    if self.arena.generation!=generation: data = None  # a purge came in between
-    self.arena.count(*((0,1) if data is None else (1,0)))
-    return data
+    return self.read_all_bytes(np.array([place]))[0]
 
 # %% ../nbs/03_cache.ipynb #1bbf647f
 def n_cores():

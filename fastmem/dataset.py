@@ -46,7 +46,7 @@ def _where(cls, name):
     if found is not cls: _refuse(name, f'a {cls.__name__}', f'its class is not found as `{cls.__qualname__}` of {cls.__module__}: define it at the top of a module')
     return where
 
-# %% ../nbs/07_dataset.ipynb #4060c068
+# %% ../nbs/07_dataset.ipynb #0bddbe2d
 def _tensor_problem(x):
     "(what `x` is, the way out) if its bytes do not say all"
     if x.device.type!='cpu': return f'a tensor on {x.device}','return `.cpu()`'
@@ -57,7 +57,8 @@ def _tensor_problem(x):
 def _tensor_node(x, name, parts):
     if problem := _tensor_problem(x): _refuse(name, *problem)
     plain,cls,attrs = x.as_subclass(torch.Tensor),type(x),vars(x)
-    parts.append(plain.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy())
+    plain = plain.resolve_conj().resolve_neg().contiguous()
+    parts.append(plain.view(-1).view(torch.uint8).numpy() if x.numel() else np.empty(0, np.uint8))  # an empty one may have any strides
     return ['tensor', str(x.dtype).partition('.')[2], list(x.shape), None if cls is torch.Tensor else _where(cls, name), _node(attrs, name, parts) if attrs else None]
 
 def _tensor(parts, dtype, shape, where, attrs):
@@ -136,20 +137,20 @@ _kinds = dict(tensor=_tensor, array=_array, image=_image, dict=_dict, list=_valu
               named=lambda parts,where,nodes: _class_of(where)._make(_values(parts, nodes)), enum=lambda parts,where,k: _class_of(where)[k],
               bytes=lambda parts: next(parts).tobytes(), int=lambda parts,digits: int(digits, 16), str_=lambda parts,s: np.str_(s))
 
-# %% ../nbs/07_dataset.ipynb #10a8de5c
+# %% ../nbs/07_dataset.ipynb #9fb35432
 _align_bytes = 16
 
 def _padding(n): return bytes(-n%_align_bytes)
 
 def encode_sample(
     sample, # Image, tensor, array, number, string, `None`, or a tuple, list, named tuple or dict of these
-)->bytes:
+)->bytearray:
     "All of `sample` in one piece; a `TypeError` names the field that can't be cached"
     parts = []
     node = _node(sample, 'sample', parts)
     head = json.dumps([node, [len(o) for o in parts]], separators=(',',':')).encode()
     pieces = [len(head).to_bytes(_align_bytes, 'little'), head, *parts]
-    return b''.join(o for piece in pieces for o in (piece, _padding(len(piece))))
+    return bytearray().join(o for piece in pieces for o in (piece, _padding(len(piece))))
 
 def _pieces(data, start, sizes):
     for n in sizes:
@@ -161,6 +162,7 @@ def decode_sample(
 ): # A sample that is the caller's own
     "The sample that `data` was made from"
     data = np.frombuffer(data, np.uint8)
+    if not data.flags.writeable: data = data.copy()  # PyTorch has no read-only tensors
     n_head = int.from_bytes(data[:_align_bytes].tobytes(), 'little')
     node,sizes = json.loads(data[_align_bytes:_align_bytes+n_head].tobytes())
     return _value(node, _pieces(data, _align_bytes+n_head+len(_padding(n_head)), sizes))
@@ -196,7 +198,7 @@ def read_repeatedly(
                                  "To keep what is read first all the same: on_random='freeze'")
     return sample
 
-# %% ../nbs/07_dataset.ipynb #d7595988
+# %% ../nbs/07_dataset.ipynb #f5612293
 on_randoms = 'raise','freeze'
 words = Words('samples', 'samples', 'the dataset', 'fewer or smaller samples')
 
@@ -228,11 +230,10 @@ class SampleCache:
         if self.cache.arena.header['full']: tell_full(self.cache, words)
         return data if kept else None
 
-    def find(self, place):
-        "[the sample at `place`], or [] if there is none"
+    def find(self, places):
+        "For each of `places`, [the sample] or [] if there is none"
         relieve(self.cache, words=words)
-        data = self.cache.read_bytes(place)
-        return [] if data is None else [decode_sample(data)]
+        return [[] if o is None else [decode_sample(o)] for o in self.cache.read_all_bytes(np.array(places))]
 
     def keep(self, place, sample):
         "`sample` as a hit will give it, or itself if it can't be kept"
@@ -327,7 +328,7 @@ def _reserve(self:CachedDataset):
     decide(self.cache, options, words)
     return res
 
-# %% ../nbs/07_dataset.ipynb #1e7e89ec
+# %% ../nbs/07_dataset.ipynb #5a7e78aa
 @patch
 def _place(self:CachedDataset, i):
     try: i = operator.index(i)
@@ -344,7 +345,7 @@ def _read(self:CachedDataset, idxs):
 @patch
 def __getitems__(self:CachedDataset, idxs):
     "The samples of a batch: those in memory, then what is missing"
-    found = [self._kept.find(self._place(i)) for i in idxs]
+    found = self._kept.find([self._place(i) for i in idxs])
     read = iter(self._read([i for i,o in zip(idxs, found) if not o]))
     return [_apply(o[0] if o else next(read), self.transform, self.target_transform, self.transforms) for o in found]
 
@@ -378,7 +379,7 @@ def memory(self:CachedDataset)->SampleStats:
     "What is in memory"
     return self._kept.stats(self._all_places())._replace(n_items=len(self))
 
-# %% ../nbs/07_dataset.ipynb #2b4738e3
+# %% ../nbs/07_dataset.ipynb #37af9601
 _n_files_checked = 2  # by each process
 
 class CachedLoader:
@@ -398,7 +399,7 @@ class CachedLoader:
     def __call__(self, file):
         if self._kept.options['mode']=='stream' or not isinstance(file, (str,os.PathLike)): return self.fn(file)
         place = self.cache.place_of(file, self._number)
-        found = self._kept.find(place)
+        found, = self._kept.find([place])
         return found[0] if found else self._kept.keep(place, self._read(file))
 
     def _read(self, file):
