@@ -271,12 +271,12 @@ class ImageCache:
         n,n_bytes = self.n_bytes()
         return f'ImageCache: {n:,} images, {human_bytes(n_bytes)}'
 
-# %% ../nbs/03_cache.ipynb #7feff058
+# %% ../nbs/03_cache.ipynb #2d7cccb1
 class Reserved(NamedTuple):
     "Places of one owner, who numbers what is kept there"
     first:int # Place of number 0
     n:int # Places
-    store:str # The word for what is kept
+    store:str # The word for how it is kept
 
 @patch
 def reserve(self:ImageCache,
@@ -284,7 +284,7 @@ def reserve(self:ImageCache,
     n:int, # Places
     total_bytes:int=0, # What will be kept there, for the plan
     error_frac:float=0., # Standard error of that, as a fraction of it
-    store:str='samples', # The word for what is kept
+    store:str='as bytes', # The word for how it is kept
 )->Reserved:
     "Places for `n` things of `owner`"
     known,res = self.reserved.get(id(owner), (None,None))

@@ -46,7 +46,7 @@ def _where(cls, name):
     if found is not cls: _refuse(name, f'a {cls.__name__}', f'its class is not found as `{cls.__qualname__}` of {cls.__module__}: define it at the top of a module')
     return where
 
-# %% ../nbs/07_dataset.ipynb #0bddbe2d
+# %% ../nbs/07_dataset.ipynb #f75b7874
 def _tensor_problem(x):
     "(what `x` is, the way out) if its bytes do not say all"
     if x.device.type!='cpu': return f'a tensor on {x.device}','return `.cpu()`'
@@ -57,8 +57,8 @@ def _tensor_problem(x):
 def _tensor_node(x, name, parts):
     if problem := _tensor_problem(x): _refuse(name, *problem)
     plain,cls,attrs = x.as_subclass(torch.Tensor),type(x),vars(x)
-    plain = plain.resolve_conj().resolve_neg().contiguous()
-    parts.append(plain.view(-1).view(torch.uint8).numpy() if x.numel() else np.empty(0, np.uint8))  # an empty one may have any strides
+    plain = plain.resolve_conj().resolve_neg().contiguous().as_strided((x.numel(),), (1,))  # one of no or one value may have had any stride
+    parts.append(plain.view(torch.uint8).numpy())
     return ['tensor', str(x.dtype).partition('.')[2], list(x.shape), None if cls is torch.Tensor else _where(cls, name), _node(attrs, name, parts) if attrs else None]
 
 def _tensor(parts, dtype, shape, where, attrs):
@@ -198,7 +198,7 @@ def read_repeatedly(
                                  "To keep what is read first all the same: on_random='freeze'")
     return sample
 
-# %% ../nbs/07_dataset.ipynb #f5612293
+# %% ../nbs/07_dataset.ipynb #ab54e594
 on_randoms = 'raise','freeze'
 words = Words('samples', 'samples', 'the dataset', 'fewer or smaller samples')
 
@@ -233,7 +233,7 @@ class SampleCache:
     def find(self, places):
         "For each of `places`, [the sample] or [] if there is none"
         relieve(self.cache, words=words)
-        return [[] if o is None else [decode_sample(o)] for o in self.cache.read_all_bytes(np.array(places))]
+        return [[] if o is None else [decode_sample(o)] for o in self.cache.read_all_bytes(np.array(places, np.int64))]
 
     def keep(self, place, sample):
         "`sample` as a hit will give it, or itself if it can't be kept"
@@ -242,7 +242,7 @@ class SampleCache:
 
     def purge(self)->int: return self.cache.purge(pause=self.options['mode']=='preload')
 
-# %% ../nbs/07_dataset.ipynb #dd241f16
+# %% ../nbs/07_dataset.ipynb #e12aa722
 class SampleStats(CacheStats):
     "What is in memory of a dataset"
     def _rows(self):
@@ -257,7 +257,7 @@ def stats(self:SampleCache,
     cache,n_bytes = self.cache,self.cache.arena.image_bytes(places)
     hits,misses = cache.arena.hits_misses
     return SampleStats(len(places), int((n_bytes>0).sum()), int(n_bytes.sum()), hits, misses, cache.guard.budget(), available_memory(),
-                       cache.guard.binding(), self.options['mode'], 'samples', 'by PyTorch')
+                       cache.guard.binding(), self.options['mode'], 'as bytes', 'by PyTorch')
 
 # %% ../nbs/07_dataset.ipynb #6679cd12
 def _rebuilt(sample, fields):
@@ -304,7 +304,7 @@ class CachedDataset(GetAttr, Dataset):
         m = self.memory
         return f'CachedDataset of {type(self.dataset).__name__}: {m.n_items:,} samples, {m.n_cached:,} in memory ({human_bytes(m.cached_bytes)})'
 
-# %% ../nbs/07_dataset.ipynb #5f05dd55
+# %% ../nbs/07_dataset.ipynb #d731672a
 _n_checked,_check_s = 8,1.
 
 @patch
@@ -319,7 +319,7 @@ def _check_sample(self:CachedDataset, i):
 def _reserve(self:CachedDataset):
     "Places for all samples, with the plan made from a few"
     n,options,sizes,start_s = len(self),self._kept.options,[],time.perf_counter()
-    if options['mode']=='stream': return Reserved(0, 0, 'samples')
+    if options['mode']=='stream': return Reserved(0, 0, 'as bytes')
     with random_numbers_kept():
         for i in range(0, n, max(1, -(-n//_n_checked))):
             if len(sizes)<2 or time.perf_counter()-start_s<_check_s: sizes += self._check_sample(i)
