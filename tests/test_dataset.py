@@ -199,7 +199,7 @@ def test_a_batch_is_asked_for_at_once(folder):
 
 spawned = '''
 import sys, shutil, torch
-from torch.utils.data import DataLoader, random_split
+from torch.utils.data import ConcatDataset, DataLoader, random_split
 from torchvision.datasets import DatasetFolder
 from fastmem.all import *
 from test_dataset import Add, Files, seen
@@ -207,12 +207,11 @@ if __name__=='__main__':
     method,folder = sys.argv[1:]
     ds = CachedDataset(Files(folder), transform=Add())
     whole = DatasetFolder(folder+'/..', loader=cached(torch.load), extensions=('.pt',))
-    loaders = [DataLoader(o, batch_size=8, num_workers=2, multiprocessing_context=method) for o in (*random_split(ds, [30,10]), whole)]
-    for dl in loaders: seen(dl)
+    dl = DataLoader(ConcatDataset([*random_split(ds, [30,10]), whole]), batch_size=8, num_workers=2, multiprocessing_context=method)
+    assert len(seen(dl))==80
     shutil.rmtree(folder)
-    assert seen(loaders[2])==list(range(40)) and len(seen(loaders[0]))==30
-    assert (ds.memory.misses,ds.memory.hits)==(40,30), ds.memory
-    assert (whole.loader.memory.n_cached,whole.loader.memory.misses)==(40,40), whole.loader.memory
+    assert len(seen(dl))==80
+    for o in (ds,whole.loader): assert (o.memory.n_cached,o.memory.misses,o.memory.hits)==(40,40,40), o.memory
     ds.cache.check(); whole.loader.cache.check()
 '''
 
