@@ -8,8 +8,9 @@ from fastmem.loader import CacheStats
 from fastmem.learner import MemoryCallback
 from fastmem.image_list import (CategoryList, FloatList, GANItemList, ImageList, ImageListInMemory, ItemLists, LabelLists, MemoryImageList,
                                 MultiCategoryList, SegmentationLabelList)
+from fastmem.dataset import CachedDataset, cached
 
 __all__ = ['MemoryGuard', 'available_memory', 'memory_limits', 'shared_guard', 'total_memory', 'human_bytes', 'MemoryPlan', 'Recipe', 'probe',
            'Arena', 'ImageCache', 'MemDL', 'MemImageBlock', 'MemMaskBlock', 'CacheStats', 'MemoryCallback', 'CategoryList', 'FloatList',
            'GANItemList', 'ImageList', 'ImageListInMemory', 'ItemLists', 'LabelLists', 'MemoryImageList', 'MultiCategoryList',
-           'SegmentationLabelList']
+           'SegmentationLabelList', 'CachedDataset', 'cached']

@@ -19,14 +19,14 @@ from fastcore.all import *
 
 from .guard import *
 
-# %% ../nbs/02_arena.ipynb #8e3332e4
+# %% ../nbs/02_arena.ipynb #9109666d
 _max_items,_max_processes = 1<<27,1<<16
 _chunk_bytes = 4<<20  # address space that a process takes at a time, and how often the guard is asked
 _align_bytes = 64     # one cache line
 
-_header = np.dtype([('generation','u8'), ('next_byte','u8'), ('next_place','u8'), ('next_row','u8'), ('full','u8'), ('paused','u8'), ('skips','u8'), ('coming','u8')])
-_parts = dict(header=(_header,1), counters=('i8',(_max_processes,2)), places=('u8',_max_items),
-              sizes=('u4',(_max_items,4)), modes=('u1',_max_items), pixel_bytes=('u1',_max_items), stamps=('u4',_max_items))
+_header = np.dtype([(o,'u8') for o in ('generation','next_byte','next_place','next_row','full','paused','skips','coming','told')])
+_parts = dict(header=(_header,1), counters=('i8',(_max_processes,2)), places=('u8',_max_items), sizes=('u4',(_max_items,4)), modes=('u1',_max_items),
+              pixel_bytes=('u1',_max_items), stamps=('u4',_max_items), keys=('u8',(_max_items,2)))
 
 def _layout():
     "{part: (dtype, shape, offset)}, and where the pixels start, all on page boundaries"
@@ -74,7 +74,7 @@ def _pixel_sizes(start, guard):
     sizes,left = [start+(1<<i) for i in range(_max_bits,27,-1)],address_space_bytes()
     return [o for o in sizes if left is None or o<=left-guard.reserve_bytes] or sizes[-1:]
 
-# %% ../nbs/02_arena.ipynb #ec916063
+# %% ../nbs/02_arena.ipynb #3a911fac
 class Place(NamedTuple):
     "Where an image is and what it looks like"
     offset:int # Byte of the pixel mapping at which it starts
@@ -133,7 +133,7 @@ class Arena:
 
     def __reduce__(self):
         if context.get_spawning_popen() is None:
-            raise TypeError("an Arena is memory of this machine and can't be pickled: save the images, or the learner by `learn.export`")
+            raise TypeError("an Arena is memory of this machine and can't be pickled: save the images, the dataset that is wrapped, or the learner by `learn.export`")
         return _attach, (reduction.DupFd(self.fd), self.guard)
     def __deepcopy__(self, memo): return self
 
@@ -163,6 +163,29 @@ def reserve_places(self:Arena,
         if first+n>_max_items: raise MemoryError(f"{first+n:,} images: an arena holds at most {_max_items:,}")
         self.header['next_place'] = first+n
     return first
+
+# %% ../nbs/02_arena.ipynb #fc0249c4
+@patch
+def keys_from(self:Arena,
+    first:int, # Place
+)->dict: # {key: place}
+    "The keys of the places from `first` on"
+    keys = self.keys[first:int(self.header['next_place'])]
+    return {tuple(keys[i].tolist()): first+i for i in np.flatnonzero(keys.any(1)).tolist()}
+
+@patch
+def reserve_key(self:Arena,
+    key:tuple, # Two numbers of 64 bits, not both 0
+    n_seen:int=0, # Places that are known not to have it
+)->int: # Place
+    "The place of `key`, a new one if no process has asked for it before"
+    with self.locked():
+        place,end = self.keys_from(n_seen).get(key),int(self.header['next_place'])
+        if place is not None: return place
+        if end>=_max_items: raise MemoryError(f"{end+1:,} files: an arena holds at most {_max_items:,}")
+        self.keys[end] = key  # before the place counts: a process that is killed here leaves nothing
+        self.header['next_place'] = end+1
+    return end
 
 # %% ../nbs/02_arena.ipynb #dfbc1dd7
 @patch
@@ -258,6 +281,15 @@ def copy_windows(self:Arena,
     shape,starts,out = (len(self.pixels)-run_bytes, run_bytes),starts.reshape(-1),out.reshape(-1,run_bytes)
     if out.nbytes<_few_bytes: out[:] = np.ndarray(shape, np.uint8, self.pixels, 0, (1,1))[starts]
     else: torch.index_select(torch.as_strided(self.bytes, shape, (1,1)), 0, torch.from_numpy(starts), out=torch.from_numpy(out))
+
+# %% ../nbs/02_arena.ipynb #254f4c87
+@patch
+def copy_bytes(self:Arena,
+    places:np.ndarray, # Numbers of places
+)->list: # Of arrays; `None` for an empty place
+    "A copy of the row of bytes at each of `places`"
+    ready,starts,lengths = self.ready(places),_offsets(self.places[places]),self.sizes[places,0]
+    return [self.pixels[o:o+n].copy() if is_ready else None for is_ready,o,n in zip(ready.tolist(), starts.tolist(), lengths.tolist())]
 
 # %% ../nbs/02_arena.ipynb #d0df6bee
 @patch

@@ -7,8 +7,8 @@ Docs: https://fastmem.github.io/fastmem/block.html.md"""
 # %% auto #0
 __all__ = ['stores', 'modes', 'on_fulls', 'on_errors', 'bad_file_errors', 'traced_tfms', 'item_methods', 'image_class', 'is_noop',
            'items_mark', 'ImageColumn', 'item_lists', 'makes_own_items', 'find_images', 'leading_resize',
-           'choose_recipe', 'random_state_kept', 'check_guard', 'MemDL', 'same_file', 'trace_class', 'mem_class',
-           'in_memory_dl', 'MemImageBlock', 'MemMaskBlock']
+           'choose_recipe', 'random_state_kept', 'check_guard', 'check_word', 'MemDL', 'same_file', 'trace_class',
+           'mem_class', 'in_memory_dl', 'MemImageBlock', 'MemMaskBlock']
 
 # %% ../nbs/04_block.ipynb #77cfa917
 import copy, functools, multiprocessing.context, os, random, weakref
@@ -140,7 +140,7 @@ def choose_recipe(
                                         f"item_tfms are {[o.name.split(' ')[0] for o in dl.after_item.fs]}")
     return resize_recipe(cls, resize)
 
-# %% ../nbs/04_block.ipynb #d779bb4a
+# %% ../nbs/04_block.ipynb #9f98ea52
 def random_state_kept(f):
     "Call `f` and leave Python's random numbers as if it had not been"
     state = random.getstate()
@@ -160,7 +160,7 @@ on_errors = 'raise','skip'
 def check_guard(cache, guard):
     if cache is not None and guard is not None: raise ValueError("give `guard` to the `ImageCache`, or leave `cache` out: a cache has a guard of its own")
 
-def _check_word(name, value, words):
+def check_word(name, value, words):
     if value not in words: raise ValueError(f"{name}={value!r}: it is one of {', '.join(map(repr,words))}")
 
 class MemDL(TfmdDL):
@@ -185,7 +185,7 @@ class MemDL(TfmdDL):
         check_guard(cache, guard)
         self.attach(cache, mode=mode, store=store, size=size, guard=guard, on_full=on_full, on_error=on_error)
 
-# %% ../nbs/04_block.ipynb #5a8ad836
+# %% ../nbs/04_block.ipynb #10f42e2e
 def same_file(a, b): return not isinstance(a, (str,os.PathLike)) or a==b
 
 def _steady(column, n=8):
@@ -201,7 +201,7 @@ def attach(self:MemDL,
     **options, # As for `MemDL`
 ):
     "Read the images of this loader through `cache`"
-    for name,words in dict(mode=modes, on_full=on_fulls, on_error=on_errors).items(): _check_word(name, options[name], words)
+    for name,words in dict(mode=modes, on_full=on_fulls, on_error=on_errors).items(): check_word(name, options[name], words)
     self.options,self.fake_l,self.keep,self._add = options,_weak_loader(self),options['mode']!='stream',add
     self._why = self._sample = None
     if cache is None: cache = self._living_cache() or ImageCache(options['guard'])

@@ -6,7 +6,7 @@ Docs: https://fastmem.github.io/fastmem/cache.html.md"""
 
 # %% auto #0
 __all__ = ['mode_names', 'Pixels', 'opens_as_stock', 'make_pixels', 'to_planes', 'from_planes', 'cut', 'crop_pad_planes',
-           'turn_planes', 'edit_image', 'Kept', 'ImageCache', 'file_stamp', 'n_cores', 'worthwhile_threads',
+           'turn_planes', 'edit_image', 'Kept', 'ImageCache', 'Reserved', 'file_stamp', 'n_cores', 'worthwhile_threads',
            'map_threads', 'OtherSize']
 
 # %% ../nbs/03_cache.ipynb #56172fe4
@@ -192,7 +192,7 @@ def edit_image(
     for o in edits: im = _crop_pad_image(im, **o.keywords) if o.func is crop_pad_planes else im.transpose(**o.keywords)
     return im
 
-# %% ../nbs/03_cache.ipynb #ee19c726
+# %% ../nbs/03_cache.ipynb #83603337
 def _digests(files):
     "(first, second) 8 bytes of a hash of each path (from the root, so that a changed working directory is no other file)"
     paths = [o if o.startswith(b'/') else os.path.join(os.getcwdb(), o) for o in map(os.fsencode, files)]
@@ -223,7 +223,8 @@ class ImageCache:
     ):
         self.guard = ifnone(guard, shared_guard())
         self.arena,self.batches,self.kept,self.planned = Arena(self.guard),BatchMemory(),{},{}
-        self.told,self.verdict,self.given_bytes = False,None,self.guard.given_bytes
+        self.reserved,self.known,self.n_seen = {},{},0
+        self.verdict,self.given_bytes = None,self.guard.given_bytes
         self.guard.caches.add(self)
 
     def add(self,
@@ -273,6 +274,49 @@ class ImageCache:
     def __repr__(self):
         n,n_bytes = self.n_bytes()
         return f'ImageCache: {n:,} images, {human_bytes(n_bytes)}'
+
+# %% ../nbs/03_cache.ipynb #2d7cccb1
+class Reserved(NamedTuple):
+    "Places of one owner, who numbers what is kept there"
+    first:int # Place of number 0
+    n:int # Places
+    store:str # The word for how it is kept
+
+@patch
+def reserve(self:ImageCache,
+    owner, # An object; it keeps the places that it has, and is itself kept by the cache
+    n:int, # Places
+    total_bytes:int=0, # What will be kept there, for the plan
+    error_frac:float=0., # Standard error of that, as a fraction of it
+    store:str='as bytes', # The word for how it is kept
+)->Reserved:
+    "Places for `n` things of `owner`"
+    known,res = self.reserved.get(id(owner), (None,None))
+    if known is owner and res.n==n: return res
+    res = Reserved(self.arena.reserve_places(n), n, store)
+    self.reserved[id(owner)] = owner,res
+    if total_bytes: self.planned[res],self.verdict = (n,total_bytes,error_frac),None
+    return res
+
+@patch
+def place_of(self:ImageCache,
+    file, # Path
+    number:int, # Of the one who asks; others have other places for the same file
+)->int:
+    "The place of `file`, the same in all processes; a new one if it has none"
+    a,b = _digests([file])[:,0].tolist()
+    key = a^number,b
+    if key not in self.known: self.known_places()
+    if key not in self.known: self.known[key] = self.arena.reserve_key(key, self.n_seen)
+    return self.known[key]
+
+@patch
+def known_places(self:ImageCache)->np.ndarray:
+    "The places of all files that any process has asked for"
+    n = int(self.arena.header['next_place'])
+    self.known.update(self.arena.keys_from(self.n_seen))
+    self.n_seen = n
+    return np.array(list(self.known.values()), np.int64)
 
 # %% ../nbs/03_cache.ipynb #e8d4dbb7
 @patch
@@ -328,6 +372,38 @@ def has(self:ImageCache, place, file_of, recipe, keep=True)->bool:
     "Whether the pixels are there or can be read; raises what reading raises"
     if place<0 or self.arena.place(place) is None: self._make(place, file_of(), recipe, keep)
     return True
+
+# %% ../nbs/03_cache.ipynb #16110b1c
+_bytes_mode = 255  # in the place of the number of Pillow's mode
+
+@patch
+def keep_bytes(self:ImageCache,
+    place:int, # From `reserve` or `place_of`; nothing is kept at a negative one
+    data, # Bytes, or anything with a buffer of them
+)->bool: # Whether they are in memory; `False` for 4 GiB and more, too
+    "Keep `data` at `place`"
+    planes = np.frombuffer(data, np.uint8)[None,None]
+    if place<0 or planes.size>=1<<32 or self.arena.header['paused']: return False
+    return self.arena.place(place) is not None or self.arena.write(place, planes, (planes.size,1), _bytes_mode)
+
+@patch
+def read_all_bytes(self:ImageCache,
+    places:np.ndarray, # As for `keep_bytes`
+)->list: # Of arrays that are the caller's own; `None` where there are none
+    "Copies of the bytes at `places`"
+    generation = self.arena.generation
+    res = self.arena.copy_bytes(places)
+    if self.arena.generation!=generation: res = [None]*len(res)  # a purge came in between
+    n_hits = sum(o is not None for o in res)
+    self.arena.count(n_hits, len(res)-n_hits)
+    return res
+
+@patch
+def read_bytes(self:ImageCache,
+    place:int, # As for `keep_bytes`
+)->np.ndarray: # The caller's own; `None` if there are none
+    "A copy of the bytes at `place`"
+    return self.read_all_bytes(np.array([place]))[0]
 
 # %% ../nbs/03_cache.ipynb #92d0ae78
 def n_cores():
@@ -440,28 +516,30 @@ def gather(self:ImageCache,
     self.arena.count(n_hits, len(places)-n_hits)
     return out
 
-# %% ../nbs/03_cache.ipynb #dc3f2009
+# %% ../nbs/03_cache.ipynb #5c38376a
 @patch
-def _fill_one(self:ImageCache, place, file, recipe):
-    "The error if `file` could not be read, `None` if it was or needs not be"
+def _fill_one(self:ImageCache, place, source, make):
+    "The error if `source` could not be read, `None` if it was or needs not be"
     if self.arena.header['full'] or self.arena.place(place) is not None: return None
-    try: self._make(place, file, recipe, keep=True)
+    try: make(place, *source)
     except Exception as e: return e  # reported by the caller, and raised by the batch that reaches the file
     return None
 
 @patch
 def fill(self:ImageCache,
     places:np.ndarray, # Places to fill
-    source_of, # Function from a position in `places` to its path and recipe
+    source_of, # Function from a position in `places` to its path and recipe, or to what else `make` takes
     n_workers:int=None, # Threads; one a core if `None`
     show:bool=False, # Whether to show a progress bar
+    make=None, # Called with a place and its source, to read and keep it; as an image if `None`
 )->dict: # {file: error} of those that can't be read
     "Read what is missing of `places`, until the guard has no more room"
     todo = np.flatnonzero((places>=0) & ~self.arena.ready(places))
     if not len(todo): return {}
+    make = ifnone(make, partial(self._make, keep=True))
     errors,bar,start_s = {},progress_bar(todo, display=show),time.perf_counter()
     n_workers = ifnone(n_workers, worthwhile_threads(source_of(todo[0])[0], n_cores()))
-    filling = map_threads(lambda i: self._fill_one(int(places[i]), *source_of(i)), todo, n_workers)
+    filling = map_threads(lambda i: self._fill_one(int(places[i]), source_of(i), make), todo, n_workers)
     try:
         for n,(i,error) in enumerate(zip(bar, filling)):
             if error is not None: errors[source_of(i)[0]] = error
@@ -512,5 +590,6 @@ def purge(self:ImageCache, pause:bool=False)->int: # Bytes given back
 def check(self:ImageCache):
     "Audit the whole structure; raises `AssertionError`"
     self.arena.check()
-    places = np.concatenate([o.places for o in self.kept.values()] or [np.empty(0,np.int64)])
+    places = np.concatenate([o.places for o in self.kept.values()] + [np.arange(o.first, o.first+o.n) for _,o in self.reserved.values()]
+                            + [self.known_places() if self.reserved else np.empty(0,np.int64)])
     assert len(np.unique(places))==len(places)<=int(self.arena.header['next_place']), "two files share a place"

@@ -1,0 +1,434 @@
+"Samples come back as they were, datasets as PyTorch's loaders see them, and what a cache must refuse"
+import copy, enum, gc, io, math, pickle, random, shutil
+from collections import namedtuple
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from fastai.vision.all import PILImage, PILMask, TensorCategory, TensorImage, TensorMask
+from fastmem.all import *
+from fastmem.dataset import decode_sample, encode_sample
+from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis.extra import numpy as hnp
+from pathlib import Path
+from PIL import Image
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset, RandomSampler, Subset, random_split
+from torchvision import tv_tensors
+from helpers import photo, run_program
+
+# --- a sample round-trips ---
+
+def same(a, b):
+    "Whether two samples are equal in every type, bit and name"
+    if type(a) is not type(b): return False
+    if isinstance(a, torch.Tensor):
+        return (a.dtype,a.shape)==(b.dtype,b.shape) and bits(a)==bits(b) and b.is_contiguous() and same(dict(vars(a)), dict(vars(b)))
+    if isinstance(a, (np.ndarray,np.generic)): return a.dtype.str==b.dtype.str and a.shape==b.shape and a.tobytes()==b.tobytes()
+    if isinstance(a, Image.Image):
+        return ((a.mode,a.size,a.tobytes())==(b.mode,b.size,b.tobytes()) and a.info.get('transparency')==b.info.get('transparency')
+                and (a.mode not in ('P','PA') or (a.palette.mode,a.getpalette(None))==(b.palette.mode,b.getpalette(None))))
+    if isinstance(a, dict): return same(list(a), list(b)) and same(list(a.values()), list(b.values()))
+    if isinstance(a, (tuple,list)): return len(a)==len(b) and all(map(same, a, b))
+    return a==b or (a!=a and b!=b)
+
+def bits(x): return x.as_subclass(torch.Tensor).clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8).tolist()
+
+def back(x): return decode_sample(bytearray(encode_sample(x)))
+
+class Item(NamedTuple):
+    x:object
+    label:object
+
+class Side(enum.Enum): LEFT,RIGHT = 'l','r'
+
+torch_dtypes = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64, torch.float16, torch.bfloat16,
+                torch.float32, torch.float64, torch.complex32, torch.complex64, torch.complex128, torch.float8_e4m3fn]
+modes = '1 L P RGB RGBA CMYK LA YCbCr HSV LAB I;16 I F PA'.split()
+shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
+array_dtypes = st.one_of(hnp.boolean_dtypes(), hnp.integer_dtypes(endianness='?'), hnp.floating_dtypes(endianness='?'), hnp.complex_number_dtypes(),
+                         hnp.datetime64_dtypes(), hnp.timedelta64_dtypes(), hnp.unicode_string_dtypes(min_len=1, max_len=4), hnp.byte_string_dtypes(min_len=1, max_len=4))
+
+@st.composite
+def tensors(draw):
+    "Of any bits, NaNs of all kinds too; with any strides, and of any class"
+    dtype,shape = draw(st.sampled_from(torch_dtypes)),draw(shapes)
+    n_bytes = torch.empty((), dtype=dtype).itemsize*math.prod(shape)
+    raw = bytearray(draw(st.binary(min_size=n_bytes, max_size=n_bytes)))
+    if dtype is torch.bool: raw = bytearray(o%2 for o in raw)
+    x = torch.frombuffer(raw, dtype=torch.uint8).view(dtype).reshape(shape) if raw else torch.empty(shape, dtype=dtype)
+    if draw(st.booleans()): x = x.permute(draw(st.permutations(range(x.ndim))))
+    if x.ndim and draw(st.booleans()): x = x[::2]
+    return x.as_subclass(draw(st.sampled_from([torch.Tensor,TensorImage,TensorMask,TensorCategory,tv_tensors.Mask])))
+
+@st.composite
+def images(draw):
+    mode,size = draw(st.sampled_from(modes)),(draw(st.integers(0, 9)),draw(st.integers(0, 9)))
+    im = Image.new(mode, size)
+    if mode in ('P','PA'): im.putpalette(draw(st.binary(min_size=12, max_size=12)), draw(st.sampled_from(['RGB','RGBA'])))
+    n = len(im.tobytes())
+    im.frombytes(draw(st.binary(min_size=n, max_size=n))) if n else None
+    if mode in ('P','RGB','L') and draw(st.booleans()): im.info['transparency'] = draw(st.one_of(st.integers(0, 255), st.binary(max_size=4)))
+    return im
+
+arrays = array_dtypes.flatmap(lambda o: hnp.arrays(o, shapes))
+np_scalars = hnp.arrays(st.one_of(hnp.boolean_dtypes(), hnp.integer_dtypes(), hnp.floating_dtypes(), hnp.complex_number_dtypes(), hnp.datetime64_dtypes()), ()).map(lambda o: o[()])
+small = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(max_size=20), st.sampled_from(Side), st.text().map(np.str_))
+leaves = st.one_of(small, tensors(), arrays, np_scalars, images())
+keys = st.one_of(st.text(max_size=5), st.integers(), st.booleans(), st.none())
+nested = st.recursive(leaves, lambda o: st.one_of(st.lists(o, max_size=3), st.lists(o, max_size=3).map(tuple), st.dictionaries(keys, o, max_size=3), st.builds(Item, o, o)), max_leaves=6)
+thorough = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+@thorough
+@given(nested)
+def test_samples_round_trip(sample): assert same(sample, back(sample))
+
+@thorough
+@given(tensors())
+def test_tensors_round_trip(x): assert same(x, back(x))
+
+@thorough
+@given(arrays)
+def test_arrays_round_trip(x): assert same(x, back(x))
+
+@thorough
+@given(images())
+def test_images_round_trip(im): assert same(im, back(im))
+
+@pytest.mark.parametrize('x', [2**64, -10**5000, 1<<63, -(1<<63), math.inf, -math.inf, math.nan, -0., 5e-324, True, '\ud800', '', b'', (), {}, [], None], ids=lambda o: type(o).__name__)
+def test_small_things_round_trip(x): assert same(x, back(x)) and (type(x) is not float or repr(x)==repr(back(x)))
+
+def test_an_opened_file_comes_back_as_a_plain_image_with_its_orientation(tmp_path):
+    im = photo(size=(60,40)); exif = Image.Exif(); exif[0x112] = 6
+    im.save(tmp_path/'a.jpg', exif=exif)
+    opened = Image.open(tmp_path/'a.jpg')
+    got = back(opened)
+    assert type(got) is Image.Image and got.tobytes()==opened.tobytes() and got.getexif()[0x112]==6
+    assert type(back(PILImage.create(tmp_path/'a.jpg'))) is PILImage and type(back(PILMask.create(tmp_path/'a.jpg'))) is PILMask
+
+def test_attributes_of_a_tensor_are_kept():
+    boxes = tv_tensors.BoundingBoxes(torch.rand(3,4), format='XYXY', canvas_size=(20,30))
+    got = back((boxes,))[0]
+    assert same(boxes, got) and got.canvas_size==(20,30) and got.format is boxes.format
+
+def test_a_memory_mapped_array_comes_back_as_an_ordinary_one(tmp_path):
+    a = np.memmap(tmp_path/'a', np.float32, 'w+', shape=(4,5)); a[:] = 7
+    assert same(np.full((5,2), 7, np.float32), back(a[2:].T))
+
+def local_class():
+    class Local(NamedTuple): x:int
+    return Local(1)
+
+refused = dict(set={1}, generator=(o for o in ()), object=object(), path=Path('/a'), ordered=np.zeros(2, object), structured=np.zeros(2, 'i4,f4'), grad=torch.ones(2, requires_grad=True),
+               sparse=torch.eye(2).to_sparse(), meta=torch.empty(2, device='meta'), nested=torch.nested.nested_tensor([torch.ones(1)]), matrix=np.ma.zeros(2), local=local_class(),
+               quantized=torch.quantize_per_tensor(torch.ones(2), .1, 0, torch.quint8), function=local_class, subclass=type('S', (dict,), {})())
+
+@pytest.mark.parametrize('what', refused)
+def test_what_is_refused_is_named_with_the_way_out(what):
+    with pytest.raises(TypeError, match=r"^sample\[1\]\['boxes'\]: a.* can't be cached: \w+"): encode_sample((0, {'boxes': refused[what]}))
+    with pytest.raises(TypeError, match=r"^sample\.label\[0\]: "): encode_sample(Item(0, [refused[what]]))
+
+# --- datasets ---
+
+class Files(Dataset):
+    "One tensor a file; `n_read` counts what this process has read"
+    n_read,classes = 0,['even','odd']
+    def __init__(self, folder): self.files = sorted(Path(folder).glob('*.pt'))
+    def __len__(self): return len(self.files)
+    def __getitem__(self, i):
+        x = torch.load(self.files[i])
+        self.n_read += 1
+        return x,i%2
+
+class Many(Files):
+    def __getitems__(self, idxs): self.asked = idxs; return [self[i] for i in idxs]
+
+@pytest.fixture
+def folder(tmp_path): return make_files(tmp_path/'pt', 40)
+
+def make_files(folder, n, shape=(2,3)):
+    Path(folder).mkdir()
+    for i in range(n): torch.save(torch.full(shape, float(i)), Path(folder)/f'{i:05}.pt')
+    return folder
+
+def seen(dl): return sorted(int(o.flatten()[0]) for x,_ in dl for o in x)
+
+class Add(NamedTuple):
+    "A random transform that can be sent to a spawned worker"
+    high:int=1000
+    def __call__(self, x): return x+torch.randint(1, self.high, (1,))
+
+def test_read_once_with_no_workers(folder):
+    inner = Files(folder); ds = CachedDataset(inner); inner.n_read = 0
+    dl = DataLoader(ds, batch_size=8, shuffle=True)
+    assert seen(dl)==list(range(40)) and inner.n_read==40 and ds.memory[:2]==(40,40)
+    shutil.rmtree(folder)
+    assert seen(dl)==list(range(40)) and inner.n_read==40 and (ds.memory.misses,ds.memory.hits)==(40,40)
+    ds.cache.check()
+
+@pytest.mark.parametrize('kwargs', [dict(batch_size=8), dict(batch_size=8, persistent_workers=True), dict(batch_size=None), dict(batch_size=8, multiprocessing_context='fork'),
+                                    dict(batch_size=8, prefetch_factor=1)], ids=str)
+def test_two_workers_fill_what_everybody_reads(folder, kwargs):
+    ds = CachedDataset(Files(folder))
+    dl = DataLoader(ds, num_workers=2, **kwargs)
+    for x,_ in dl: pass
+    shutil.rmtree(folder)
+    for x,_ in dl: pass
+    assert [int(ds[i][0][0,0]) for i in range(40)]==list(range(40)) and (ds.memory.misses,ds.memory.hits)==(40,80)
+
+def test_subsets_and_splits_share_one_cache(folder):
+    ds = CachedDataset(Files(folder))
+    a,b = random_split(ds, [30,10])
+    assert sorted(seen(DataLoader(a, 8, num_workers=2))+seen(DataLoader(b, 8)))==list(range(40)) and ds.memory.misses==40
+    shutil.rmtree(folder)
+    assert seen(DataLoader(Subset(ds, range(0,40,2)), 8, num_workers=2))==list(range(0, 40, 2))
+    other = CachedDataset(ds.dataset, transform=lambda x: -x, cache=ds.cache)
+    assert other[3][0][0,0]==-3 and ds[3][0][0,0]==3 and ds.memory.misses==40
+
+def test_samplers(folder):
+    ds = CachedDataset(Files(folder))
+    parts = [seen(DataLoader(ds, 4, sampler=DistributedSampler(ds, num_replicas=2, rank=i))) for i in range(2)]
+    shutil.rmtree(folder)
+    assert sorted(parts[0]+parts[1])==list(range(40))
+    assert seen(DataLoader(ds, batch_sampler=BatchSampler(RandomSampler(ds), 8, False), num_workers=2))==list(range(40))
+
+def test_a_batch_is_asked_for_at_once(folder):
+    ds = CachedDataset(Many(folder)); ds[2],ds[3]
+    assert [int(x[0,0]) for x,_ in ds.__getitems__([3,5,2,4])]==[3,5,2,4] and ds.dataset.asked==[5,4]
+    assert ds.__getitems__([])==[]
+
+spawned = '''
+import sys, shutil, torch
+from torch.utils.data import ConcatDataset, DataLoader, random_split
+from torchvision.datasets import DatasetFolder
+from fastmem.all import *
+from test_dataset import Add, Files, seen
+if __name__=='__main__':
+    method,folder = sys.argv[1:]
+    ds = CachedDataset(Files(folder), transform=Add())
+    whole = DatasetFolder(folder+'/..', loader=cached(torch.load), extensions=('.pt',))
+    dl = DataLoader(ConcatDataset([*random_split(ds, [30,10]), whole]), batch_size=8, num_workers=2, multiprocessing_context=method)
+    assert len(seen(dl))==80
+    shutil.rmtree(folder)
+    assert len(seen(dl))==80
+    for o in (ds,whole.loader): assert (o.memory.n_cached,o.memory.misses,o.memory.hits)==(40,40,40), o.memory
+    ds.cache.check(); whole.loader.cache.check()
+'''
+
+@pytest.mark.parametrize('method', ['fork','spawn','forkserver'])
+def test_after_one_pass_the_folder_may_go(folder, tmp_path, method): run_program(tmp_path, spawned, method, folder)
+
+one_copy = '''
+import sys, psutil, torch, numpy as np
+from torch.utils.data import DataLoader
+from fastmem.all import *
+from test_dataset import Files, make_files
+def tree(): return sum(o.memory_full_info().pss for o in [psutil.Process(), *psutil.Process().children(recursive=True)] if o.status()!='zombie')
+def most(ds): return float(np.median([tree() for i,_ in enumerate(DataLoader(ds, batch_size=20, num_workers=4)) if i>5]))
+make_files(sys.argv[1], 400, (250_000,))
+stock = Files(sys.argv[1])
+most(stock); base = most(stock)
+ds = CachedDataset(stock)
+most(ds); warm = most(ds)
+cached = ds.memory.cached_bytes
+assert cached>=400e6, cached
+print(f'{cached/1e6:.0f} MB cached, PSS {(warm-base)/1e6:.0f} MB above stock: {(warm-base)/cached:.3f}')
+assert warm-base <= 1.1*cached, (warm, base, cached)
+'''
+
+def test_four_workers_hold_one_copy(tmp_path): print(run_program(tmp_path, one_copy, tmp_path/'pt'))
+
+def test_it_looks_like_the_dataset_inside(folder):
+    ds = CachedDataset(Files(folder))
+    assert len(ds)==40 and ds.classes==['even','odd'] and isinstance(ds, Dataset) and 'classes' in dir(ds) and len(ds+ds)==80
+    assert repr(ds).startswith('CachedDataset of Files: 40 samples, 0 in memory')
+    with pytest.raises(AttributeError, match="'Files' object has no attribute 'nothing'"): ds.nothing
+    assert ds[-1][0][0,0]==39 and ds[np.int64(3)][0][0,0]==3 and ds[torch.tensor(4)][0][0,0]==4
+    with pytest.raises(IndexError): ds[40]
+    with pytest.raises(TypeError, match='by its number, not by slice'): ds[1:3]
+    assert ds.memory.n_cached==2, 'what has no number of its own is not kept'
+
+def test_a_list_is_a_dataset():
+    data = [(torch.ones(2),'a'),(torch.zeros(3),'b')]
+    ds = CachedDataset(data)
+    assert len(list(ds))==2 and ds[1][0].shape==(3,)
+    ds[0][0].zero_(); assert data[0][0][0]==1 and ds[0][0][0]==1
+
+@pytest.mark.parametrize('what', [iter([1]), 3, type('Stream', (IterableDataset,), {'__iter__': iter})()])
+def test_what_is_no_map_style_dataset_is_refused(what):
+    with pytest.raises(TypeError, match='is no map-style dataset'): CachedDataset(what)
+
+def test_wrapping_again_and_wrong_words_are_refused(folder):
+    ds = CachedDataset(Files(folder))
+    with pytest.raises(TypeError, match='CachedDataset already'): CachedDataset(ds)
+    with pytest.raises(ValueError, match="on_random='maybe'"): CachedDataset([1], on_random='maybe')
+    with pytest.raises(ValueError, match="mode='now'"): CachedDataset([1], mode='now')
+    with pytest.raises(ValueError, match='give `transforms`, or'): CachedDataset([1], transform=abs, transforms=abs)
+    with pytest.raises(ValueError, match='`ImageCache`'): CachedDataset([1], cache=ds.cache, guard=MemoryGuard())
+    assert len(CachedDataset([]))==0
+
+def test_it_is_not_pickled_and_a_deep_copy_shares_its_memory(folder):
+    ds = CachedDataset(Files(folder)); ds[3]
+    with pytest.raises(TypeError, match="can't be pickled: .*the dataset that is wrapped"): pickle.dumps(ds)
+    with pytest.raises(TypeError, match="can't be pickled"): torch.save(ds, io.BytesIO())
+    twin = copy.deepcopy(ds)
+    assert twin.cache is ds.cache and twin.memory.n_cached==1 and twin[3][0][0,0]==3
+
+def test_a_hit_may_be_changed(folder):
+    sample = dict(t=torch.ones(3), a=np.ones(3), im=Image.new('RGB', (4,4)), deep=[(torch.ones(1),)])
+    for ds in (CachedDataset([sample]), CachedDataset([sample], mode='preload')):
+        for _ in range(3):
+            got = ds[0]; assert same(got, sample)
+            got['t'].zero_(); got['a'][:] = 0; got['im'].paste(9, (0,0,4,4)); got['deep'][0][0].zero_(); got['deep'].append(1); del got['t']
+            got['deep'][0][0].resize_(7), got['a'].sort()
+
+# --- transforms ---
+
+Pair = namedtuple('Pair', 'x y')
+def plus(x): return x+1
+def minus(y): return y-1
+def both(x, y): return x*2,y*3
+
+@pytest.mark.parametrize('sample,kwargs,want', [((1,2), dict(transform=plus), (2,2)), ((1,2,3), dict(transform=plus, target_transform=minus), (2,1,3)), (Pair(1,2), dict(target_transform=minus), Pair(1,1)),
+    ([1,2], dict(transform=plus), [2,2]), (1, dict(transform=plus), 2), ({'a': 1}, dict(transform=len), 1), ((1,2), dict(transforms=both), (2,6)), (Pair(1,2), dict(transforms=both), Pair(2,6)),
+    ({'a': 1}, dict(transforms=len), 1), ((1,), dict(transform=plus), (2,)), ((1,2), {}, (1,2))], ids=str)
+def test_transforms_follow_torchvision(sample, kwargs, want):
+    ds = CachedDataset([sample], **kwargs)
+    for _ in range(2): assert same(ds[0], want)
+
+def test_a_target_transform_needs_a_second_field():
+    for sample in (1, (1,), {'a': 1}):
+        with pytest.raises(TypeError, match='target_transform needs a tuple'): CachedDataset([sample], target_transform=minus)[0]
+
+@pytest.mark.parametrize('num_workers', [0,2])
+def test_random_transforms_stay_random(folder, num_workers):
+    ds = CachedDataset(Files(folder), transform=Add())
+    draws = [torch.cat([x for x,_ in DataLoader(ds, 8, num_workers=num_workers)]) for _ in range(3)]
+    assert not torch.equal(draws[1], draws[2]) and ds.memory.misses==40
+
+# --- two reads ---
+
+class Drawn(Dataset):
+    "A tensor that `draw` makes"
+    def __init__(self, draw): self.draw = draw
+    def __len__(self): return 30
+    def __getitem__(self, i): return i,{'x': self.draw(i)}
+
+own = np.random.default_rng(0)
+drawn = dict(torch=lambda i: torch.rand(3), numpy=lambda i: np.random.rand(3), python=lambda i: random.random(), own=lambda i: own.random(), flip=lambda i: torch.arange(2).flip(0) if torch.rand(1)<.5 else torch.arange(2),
+             nan=lambda i: float('nan') if random.random()<.5 else 1., shape=lambda i: torch.zeros(random.randint(1, 9)), dtype=lambda i: torch.zeros(2, dtype=random.choice([torch.int8,torch.uint8])))
+
+@pytest.mark.parametrize('how', drawn)
+def test_two_reads_that_differ_are_an_error(how):
+    with pytest.raises(ValueError, match=r"sample 0 of Drawn differs in `sample\[1\]\['x'\]` .*transform=.*on_random='freeze'"): CachedDataset(Drawn(drawn[how]))
+    ds = CachedDataset(Drawn(drawn[how]), on_random='freeze')
+    assert all(same(ds[5], o) for o in [ds[5] for _ in range(3)])
+    CachedDataset(Drawn(drawn[how]), mode='stream')
+
+def states(): return random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state().tolist()
+
+@pytest.mark.parametrize('draw', [lambda i: (random.random(),np.random.rand(),torch.rand(1)) and i, lambda i: float('nan')])
+def test_random_numbers_are_left_as_they_were_and_harmless_draws_accepted(draw):
+    before = states()
+    CachedDataset(Drawn(draw))
+    assert states()==before
+    with pytest.raises(ValueError): CachedDataset(Drawn(drawn['torch']))
+    assert states()==before
+
+def test_a_sample_that_cannot_be_kept_is_refused_at_the_start():
+    with pytest.raises(TypeError, match=r"sample\[1\]\['x'\]: a set can't be cached"): CachedDataset(Drawn(lambda i: {i}))
+
+# --- what does not fit, what can't be read ---
+
+def small_guard(): return MemoryGuard(limit_bytes=1_000_000, reserve_bytes=0)
+
+@pytest.fixture
+def large(tmp_path): return Files(make_files(tmp_path/'large', 40, (25_000,)))  # 4 MB
+
+@pytest.mark.parametrize('num_workers', [0,2])
+def test_what_does_not_fit_is_read_and_told_once(large, num_workers, capfd):
+    ds = CachedDataset(large, guard=small_guard())
+    dl = DataLoader(ds, 8, num_workers=num_workers)
+    for _ in range(2): assert seen(dl)==list(range(40))
+    out = capfd.readouterr().out
+    assert out.count('fastmem:')==1 and '40 samples need 4' in out and 'is read from the dataset' in out
+    assert 5<=ds.memory.n_cached<=10 and ds.cache.arena.used_bytes<1_200_000
+    ds.cache.check()
+
+@pytest.mark.parametrize('num_workers', [0,2])
+def test_a_loader_that_is_full_tells_once(large, num_workers, capfd):
+    class Loaded(Files):
+        load = staticmethod(cached(torch.load, guard=small_guard()))
+        def __getitem__(self, i): return self.load(self.files[i]),0
+    ds = Loaded(large.files[0].parent)
+    for _ in range(2): assert seen(DataLoader(ds, 8, num_workers=num_workers))==list(range(40))
+    assert capfd.readouterr().out.count('fastmem:')==1 and 5<=ds.load.memory.n_cached<=10
+
+def test_on_full(large, capfd):
+    with pytest.raises(MemoryError, match="40 samples need .*on_full='partial'"): CachedDataset(large, guard=small_guard(), on_full='raise')
+    ds = CachedDataset(large, guard=small_guard(), on_full='stream')
+    for _ in range(2): seen(DataLoader(ds, 8)); ds.purge()
+    assert ds.memory.n_cached==0 and 'all are read from the dataset' in capfd.readouterr().out
+
+def test_preload_purge_and_memory(folder, capsys):
+    ds = CachedDataset(Files(folder), mode='preload')
+    assert ds.memory.n_cached==40 and '40 samples' in capsys.readouterr().out
+    n_read = ds.dataset.n_read; ds.preload(); assert ds.dataset.n_read==n_read, 'nothing is read twice'
+    assert ds.purge()>0 and ds.purge()==0 and ds.memory.n_cached==0
+    seen(DataLoader(ds, 8)); assert ds.memory.n_cached==0, "after a purge, 'preload' waits for the next preload()"
+    assert ds.preload(n_workers=2).n_cached==40
+    lazy = CachedDataset(Files(folder)); seen(DataLoader(lazy, 8)); lazy.purge(); seen(DataLoader(lazy, 8, num_workers=2))
+    assert lazy.memory.n_cached==40 and 'samples  40 of 40 in memory' in repr(lazy.memory)
+    with pytest.raises(ValueError, match="mode='stream' keeps nothing"): CachedDataset([1], mode='stream').preload()
+
+def test_bad_samples_are_listed_by_preload_and_raised_when_reached(folder, capsys):
+    bad = sorted(Path(folder).iterdir())[3]; bad.write_bytes(b'')
+    ds = CachedDataset(Files(folder)); ds.preload()
+    out = capsys.readouterr().out
+    assert "1 samples can't be read" in out and 'sample 3: EOFError' in out and ds.memory.n_cached==39
+    with pytest.raises(EOFError): ds[3]
+
+def test_a_dropped_dataset_gives_its_memory_back(folder):
+    gc.collect(); before = sum(o.used_bytes for o in shared_guard().arenas)
+    for _ in range(3): ds = CachedDataset(Files(folder), mode='preload')
+    one = ds.cache.arena.used_bytes; gc.collect()
+    assert sum(o.used_bytes for o in shared_guard().arenas)-before<=one
+    again = [CachedDataset(ds.dataset, cache=ds.cache) for _ in range(3)]
+    assert all(o._places==ds._places for o in again), 'the same dataset in the same cache has the same places'
+
+def test_purging_while_workers_read_gives_no_wrong_sample(folder):
+    ds = CachedDataset(Files(folder))
+    for _ in range(5):
+        for i,(x,_) in enumerate(DataLoader(ds, 4, num_workers=2)):
+            ds.purge()
+            assert x[:,0,0].tolist()==list(range(4*i, 4*i+4)) and (x==x[:,:1,:1]).all()
+    ds.cache.check()
+
+# --- a loader function ---
+
+def shape_of(file): return tuple(torch.load(file).shape)
+
+def test_loaders_of_one_cache_keep_what_each_makes(folder):
+    cache = ImageCache()
+    a,b = cached(torch.load, cache=cache),cached(shape_of, cache=cache)
+    files = sorted(Path(folder).iterdir())
+    assert [a(files[1]).shape for _ in range(2)]==[b(str(files[1])) for _ in range(2)] and cache.arena.hits_misses==(2,2)
+    assert cached(torch.load, cache=cache)(files[1]).equal(a(files[1])) and cache.arena.hits_misses==(4,2)
+    a(files[2]).zero_(); assert a(files[2])[0,0]==2
+    cache.check()
+
+def test_a_file_that_many_processes_meet_has_one_place(folder):
+    files = [str(o) for o in sorted(Path(folder).iterdir())]
+    ds = type('Same', (Files,), {'load': staticmethod(cached(torch.load)), '__getitem__': lambda self,i: (self.load(files[i%10]), 0)})(folder)
+    for _ in range(3): assert seen(DataLoader(ds, 1, num_workers=4))==sorted(list(range(10))*4)
+    assert ds.load.memory.n_items==ds.load.memory.n_cached==10
+    ds.load.cache.check()
+
+def test_a_random_loader_is_refused(folder):
+    file = next(Path(folder).iterdir())
+    with pytest.raises(ValueError, match=f'{file.name} differs in `sample`'): cached(lambda o: torch.rand(2))(file)
+    load = cached(lambda o: torch.rand(2), on_random='freeze'); assert load(file).equal(load(file))
+    with pytest.raises(FileNotFoundError): cached(torch.load)(folder/'none.pt')
+    with pytest.raises(TypeError, match='a function that loads'): cached('a.pt')
+    for o in (dict(mode='preload'), dict(on_full='raise')):
+        with pytest.raises(ValueError, match='wrap the dataset in `CachedDataset`'): cached(torch.load, **o)
