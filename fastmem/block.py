@@ -106,7 +106,7 @@ def find_images(
     if makes_own_items(dataset): return []
     return [(i,tl,j,cls) for i,tl in enumerate(item_lists(dataset)) for j,f in enumerate(tl.tfms.fs) if (cls := image_class(f))]
 
-# %% ../nbs/04_block.ipynb #20f82217
+# %% ../nbs/04_block.ipynb #e892c9f7
 def leading_resize(
     item_tfms:Pipeline, # The item transforms of a loader, in the order in which they run
 )->Resize: # `None` if something else comes first
@@ -119,7 +119,12 @@ def _in_pixels(dataset):
     types = [o for tl in item_lists(dataset) for o in L(getattr(tl, 'types', None))]
     return [o for o in types if isinstance(o, type) and issubclass(o, TensorPoint)]
 
-stores = 'auto','resized','decoded'
+stores = 'auto','resized','decoded','encoded'
+
+def _encoded(cls, size):
+    if size is not None: raise ValueError(f"size={size} is of resized images, and store='encoded' keeps files as they are: leave one of them out")
+    if not opens_as_stock(cls): raise ValueError(f"{cls.__name__} has a `create` of its own, which may need a file: use store='decoded'")
+    return Recipe(cls, 'encoded')
 
 def choose_recipe(
     dl, # Of fastai
@@ -130,6 +135,7 @@ def choose_recipe(
 )->Recipe:
     "How the images of `dl` are kept"
     if store not in stores: raise ValueError(f"store={store!r}: it is one of {', '.join(map(repr,stores))}")
+    if store=='encoded': return _encoded(cls, size)
     resize,pixels = leading_resize(dl.after_item),_in_pixels(dl.dataset)
     if resize is not None and store=='auto' and (after or open_mode(cls) not in pixel_modes): return Recipe(cls)
     if store=='decoded' or (store=='auto' and size is None and (resize is None or pixels)): return Recipe(cls)
@@ -140,7 +146,7 @@ def choose_recipe(
                                         f"item_tfms are {[o.name.split(' ')[0] for o in dl.after_item.fs]}")
     return resize_recipe(cls, resize)
 
-# %% ../nbs/04_block.ipynb #9f98ea52
+# %% ../nbs/04_block.ipynb #c6424a72
 def random_state_kept(f):
     "Call `f` and leave Python's random numbers as if it had not been"
     state = random.getstate()
@@ -172,7 +178,7 @@ class MemDL(TfmdDL):
     def __init__(self,
         dataset=None, # Of fastai
         mode:str='lazy', # When to fill: 'lazy' on first use, 'preload' before the first batch, 'stream' never
-        store:str='auto', # What to keep: 'resized', 'decoded', or 'auto' for what the item transforms allow
+        store:str='auto', # What to keep: 'resized', 'decoded', 'encoded' (files as they are), or 'auto' for what the item transforms allow
         size:int=None, # Short side in pixels to keep, instead of what `Resize` needs
         guard:MemoryGuard=None, # Who is asked before bytes are taken; the shared guard if `None`
         cache:ImageCache=None, # A cache to share, of other folds or sizes; a new one if `None`

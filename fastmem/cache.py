@@ -58,7 +58,7 @@ def _resize(im, recipe, full, frac):
     box = [min(float(o)*frac, n) for o,n in zip(box, (*im.size,*im.size))]
     return im.resize(stored, recipe.resample, box=box)
 
-# %% ../nbs/03_cache.ipynb #64f9092b
+# %% ../nbs/03_cache.ipynb #2dcf3be5
 def _pad_centre(im, recipe, full, frac):
     W,H = recipe.size
     resize = Resize((H,W), method='pad', pad_mode=recipe.pad_mode, resamples=(recipe.resample, recipe.resample))
@@ -75,11 +75,11 @@ def make_pixels(
 )->Pixels:
     "Read and decode `file`; raises what fastai raises"
     cls = recipe.cls
-    if recipe.method is None or recipe.method=='pad' or recipe.resample==NEAREST or not opens_as_stock(cls) or not isinstance(file, (str,os.PathLike)):
+    if recipe.method in (None,'encoded','pad') or recipe.resample==NEAREST or not opens_as_stock(cls) or not isinstance(file, (str,os.PathLike)):
         im = cls.create(file)
         full,frac = tuple(im.size),1.
     else: im,full,frac = _open_scaled(file, cls, lambda full: [draft_ratio*int(o) for o in recipe.stored_size(full)])
-    if recipe.method is not None: im = _resize(im, recipe, full, frac)
+    if recipe.method not in (None,'encoded'): im = _resize(im, recipe, full, frac)
     return Pixels(im, full)
 
 # %% ../nbs/03_cache.ipynb #d0a33ae0
@@ -318,13 +318,14 @@ def known_places(self:ImageCache)->np.ndarray:
     self.n_seen = n
     return np.array(list(self.known.values()), np.int64)
 
-# %% ../nbs/03_cache.ipynb #e8d4dbb7
+# %% ../nbs/03_cache.ipynb #15865fa6
 @patch
 def _image(self:ImageCache, place, cls, region):
     "An image of `cls` with what `region(planes, full size)` shows of the stored planes; `None` if the place is empty"
     generation = self.arena.generation
     at = self.arena.place(place)
     if at is None: return None
+    if at.mode==_bytes_mode: return self._open_kept(at, cls, generation)
     mode = mode_names[at.mode]
     im = from_planes(region(self.arena.view(at, *pixel_modes[mode]), at.full), mode, cls)
     return im if self.arena.generation==generation else None
@@ -338,14 +339,41 @@ def file_stamp(
     except OSError: return 0
     return zlib.crc32(f'{o.st_size} {o.st_mtime_ns}'.encode()) or 1
 
+_bytes_mode = 255  # in the place of the number of Pillow's mode
+
+@patch
+def _make_encoded(self:ImageCache, place, file, recipe, keep, stamp):
+    "Read `file` and keep its bytes if `keep`"
+    data = Path(file).read_bytes()
+    try: im = recipe.cls.create(data)
+    except Exception: im = recipe.cls.create(file)  # which says the same of the file, with its name
+    if keep: self.arena.write(place, np.frombuffer(data, np.uint8)[None,None], im.size, _bytes_mode, stamp)
+    return Pixels(im, tuple(im.size), to_planes(im) if im.mode in pixel_modes else None)
+
+@patch
+def _open_kept(self:ImageCache, at, cls, generation):
+    "The image that the bytes at `at` are; `None` if they were given back meanwhile"
+    data = self.arena.view(at, 1).tobytes()
+    return cls.create(data) if self.arena.generation==generation else None
+
+@patch
+def _planes(self:ImageCache, at, cls, generation):
+    "The planes at `at`; `None` if it is empty, or they have not the mode of `cls`"
+    if at is None: return None
+    if at.mode==_bytes_mode: return None if (im := self._open_kept(at, cls, generation)) is None else to_planes(im)
+    mode = open_mode(cls)
+    return self.arena.view(at, *pixel_modes[mode]) if mode_names[at.mode]==mode else None
+
 @patch
 def _make(self:ImageCache, place, file, recipe, keep):
     "Read `file` and keep its pixels if `keep`"
     stamp = file_stamp(file)  # of before it is read: what is written meanwhile is noticed as a change
+    keep = keep and place>=0 and not self.arena.header['paused']
+    if recipe.method=='encoded' and stamp: return self._make_encoded(place, file, recipe, keep, stamp)
     pixels = make_pixels(file, recipe)
     if pixels.im.mode not in pixel_modes: return pixels
     pixels = pixels._replace(planes=to_planes(pixels.im))
-    if keep and place>=0 and not self.arena.header['paused']:
+    if keep:
         self.arena.write(place, pixels.planes, pixels.full, mode_names.index(pixels.im.mode), stamp)
     return pixels
 
@@ -373,9 +401,7 @@ def has(self:ImageCache, place, file_of, recipe, keep=True)->bool:
     if place<0 or self.arena.place(place) is None: self._make(place, file_of(), recipe, keep)
     return True
 
-# %% ../nbs/03_cache.ipynb #16110b1c
-_bytes_mode = 255  # in the place of the number of Pillow's mode
-
+# %% ../nbs/03_cache.ipynb #925a9d80
 @patch
 def keep_bytes(self:ImageCache,
     place:int, # From `reserve` or `place_of`; nothing is kept at a negative one
@@ -447,7 +473,7 @@ def _submit_next(pool, f, items):
         res.set_exception(e)
         return res
 
-# %% ../nbs/03_cache.ipynb #1359df46
+# %% ../nbs/03_cache.ipynb #4329257f
 @patch
 def _copyable(self:ImageCache, places, recipe, out):
     "Which places hold an image of which a window of the size of `out` can be copied as it is"
@@ -473,9 +499,8 @@ class OtherSize(Exception): "An image of a batch has another size than the first
 def _show(self:ImageCache, place, file_of, recipe, shown, out, keep):
     "Write what `shown(planes, full size)` makes of one image to `out`; whether it was in memory"
     generation,at = self.arena.generation,self.arena.place(place) if place>=0 else None
-    mode = open_mode(recipe.cls)
-    if at is not None and mode_names[at.mode]==mode:
-        planes = shown(self.arena.view(at, *pixel_modes[mode]), at.full)
+    if (planes := self._planes(at, recipe.cls, generation)) is not None:
+        planes = shown(planes, at.full)
         if planes.shape==out.shape: out[:] = planes
         if self.arena.generation==generation and planes.shape==out.shape: return True
     pixels = self._make(place, file_of(), recipe, keep and at is None)

@@ -6,8 +6,8 @@ Docs: https://fastmem.github.io/fastmem/loader.html.md"""
 
 # %% auto #0
 __all__ = ['worker_bytes', 'TargetSample', 'sample_targets', 'all_random', 'why_items', 'TargetColumn', 'DrawnBatch', 'n_threads',
-           'FloatPipeline', 'WorkerRandom', 'Words', 'tell_given', 'tell', 'decide', 'tell_full', 'fill_columns',
-           'preload_columns', 'report_fill', 'check_images', 'CacheStats', 'MemDL']
+           'FloatPipeline', 'WorkerRandom', 'Words', 'tell_given', 'tell', 'decide', 'prefer_encoded', 'tell_full',
+           'fill_columns', 'preload_columns', 'report_fill', 'check_images', 'CacheStats', 'MemDL']
 
 # %% ../nbs/05_loader.ipynb #977c8ca0
 import gc, itertools, os, random, time
@@ -193,13 +193,13 @@ class TargetColumn:
         self.known.update(zip(new, itertools.count(n)))  # last: a label that is known has its row
         return True
 
-# %% ../nbs/05_loader.ipynb #da9819d0
+# %% ../nbs/05_loader.ipynb #ccaa1d90
 def _stored_size(dl, column, i):
     "(width, height) of the image of item `i` before it is edited"
     recipe = column.recipe
     if recipe.method in ('crop','squish','pad'): return recipe.size
     at = dl.cache.arena.place(column.places[i]) if column.places[i]>=0 else None
-    if at: return at.stored
+    if at: return at.full if recipe.method=='encoded' else at.stored
     file = column.file(i)
     header = image_header(file) if isinstance(file, (str,os.PathLike)) and opens_as_stock(recipe.cls) else None
     return tuple(map(int, recipe.stored_size(header[:2] if header else make_pixels(file, recipe).full)))
@@ -496,7 +496,7 @@ def after_iter(self:MemDL):
     super(MemDL, self).after_iter()
     if self.columns and self.keep and self.cache.arena.header['full']: tell_full(self.cache)
 
-# %% ../nbs/05_loader.ipynb #d1aaff3b
+# %% ../nbs/05_loader.ipynb #cdc5d4b0
 def tell(
     cache:ImageCache, # What it is about
     text:str, # One line
@@ -523,6 +523,21 @@ def decide(
          + f' read from {words.origin}. {_sentence(words.way_out)}, or more memory, would change that.')
 
 def _sentence(text): return text[:1].upper()+text[1:]
+
+def prefer_encoded(
+    loaders:list, # Loaders in memory, and others
+)->str: # Why; '' if pixels are kept
+    "Whether keeping all files as they are makes warm epochs faster than the pixels of a part of them, from the time that reading and decoding some takes"
+    dl = first(o for o in loaders if isinstance(o, MemDL) and o.columns)
+    column,plan = first(dl.columns.values()),dl.cache.plan()
+    if plan.fits or dl.options['size'] is not None or not all(opens_as_stock(o.recipe.cls) for o in dl.columns.values()): return ''
+    some = probe([column.file(i) for i in range(0, len(column), max(1, len(column)//256))], recipe=column.recipe, guard=dl.cache.guard, n_timed=32)
+    encoded = some.stores['encoded']
+    pixels,files = (o._replace(total_bytes=o.total_bytes*plan.n_items//some.n_items) for o in (some,encoded))
+    if not (files.fits and files.costs and files.warm_rate>pixels.warm_rate): return ''
+    return (f'files are kept as they are, {human_bytes(files.total_bytes)}, since {human_bytes(pixels.total_bytes)} of pixels do not fit: about {files.warm_rate:,.0f} '
+            f'images/s once warm, where {pixels.cached_frac:.0%} of the pixels would give {pixels.warm_rate:,.0f} ({some.timing}). '
+            "store='resized' or 'decoded' keeps pixels.")
 
 def tell_full(
     cache:ImageCache,
@@ -573,7 +588,7 @@ def report_fill(
     if errors: print(f'fastmem: {len(errors)} {words.sources} can\'t be read; a batch that reaches one raises its error:')
     for file,error in errors.items(): print(f'  {file}: {type(error).__name__}: {error}')
 
-# %% ../nbs/05_loader.ipynb #fc73b55b
+# %% ../nbs/05_loader.ipynb #4f7ad4d3
 def _memory_dls(dls):
     inner = [getattr(o, 'dl', o) if not isinstance(o, MemDL) else o for o in dls.loaders]  # a distributed loader wraps ours
     res = [o for o in inner if isinstance(o, MemDL) and o.columns]
@@ -604,12 +619,15 @@ def in_memory(self:DataLoaders,
     check_guard(cache, guard)
     options = dict(mode=mode, store=store, size=size, guard=guard, on_full=on_full, on_error=on_error)
     if len(ifnone(guard, shared_guard()).arenas): gc.collect()  # a dropped Learner and its cache are a cycle
-    loaders = []
+    loaders,given = [],cache
     for dl in self.loaders:
         if isinstance(dl, TfmdDL): dl = in_memory_dl(dl, cache, **options); cache = dl.cache
         loaders.append(dl)
     for o in loaders:
         if getattr(o, 'columns', None): cache.guard.expect(o, o.in_flight_bytes())
+    if store=='auto' and mode!='stream' and (why := prefer_encoded(loaders)):
+        tell(cache, why)
+        return self.in_memory(mode, 'encoded', size, guard, given, on_full, on_error)
     decide(cache, options)
     self.loaders = loaders
     if mode=='preload': self.preload()

@@ -76,11 +76,11 @@ def nearest_index(
     to_the_left = np.floor((np.arange(-a,0)+.5)*m).astype(int)
     return np.clip(round(left+a*m)+np.r_[to_the_left, right], 0, n-1)
 
-# %% ../nbs/01_plan.ipynb #07963b75
+# %% ../nbs/01_plan.ipynb #f3c79c90
 class Recipe(NamedTuple):
     "How the stored pixels of an image are made from its file"
     cls:type=PILImage # fastai's image class that opens it
-    method:str=None # `None` (whole image), 'crop', 'squish', 'pad' or 'short'
+    method:str=None # `None` (whole image), 'encoded' (the file's bytes), 'crop', 'squish', 'pad' or 'short'
     size:tuple=None # (width, height) in pixels; for 'short' both are the short side
     pad_mode:str=PadMode.Reflection # What 'pad' pads with
     resample:int=BILINEAR # Pillow's filter for resizing
@@ -93,14 +93,14 @@ class Recipe(NamedTuple):
 
     @property
     def store(self)->str:
-        "The design's word for what is kept: 'decoded' or 'resized'"
-        return 'decoded' if self.method is None else 'resized'
+        "The design's word for what is kept: 'decoded', 'encoded' or 'resized'"
+        return {None:'decoded', 'encoded':'encoded'}.get(self.method, 'resized')
 
     def stored_size(self,
         full, # (width, height) of the source; ints or arrays
     )->tuple: # (width, height) that is stored
         "Size of the stored pixels of an image"
-        if self.method is None: return _as_arrays(full)
+        if self.method in (None,'encoded'): return _as_arrays(full)
         if self.method=='crop': return aligned_grid(full, self.size)[0]
         w,h = _as_arrays(full)
         if self.method=='short':
