@@ -7,7 +7,7 @@ Docs: https://fastmem.github.io/fastmem/arena.html.md"""
 # %% auto #0
 __all__ = ['Place', 'Arena', 'BatchMemory']
 
-# %% ../nbs/02_arena.ipynb #bce93be8
+# %% ../nbs/02_arena.ipynb #855f8c29
 import ctypes, errno, fcntl, mmap, os, threading, warnings, weakref
 from contextlib import contextmanager
 from multiprocessing import context, reduction
@@ -18,15 +18,17 @@ import torch
 from fastcore.all import *
 
 from .guard import *
+from .pixel_file import *
 
-# %% ../nbs/02_arena.ipynb #e680bee9
-_max_items,_max_processes = 1<<27,1<<16
+# %% ../nbs/02_arena.ipynb #f6b398ba
+_max_items,_max_processes,_max_files = 1<<27,1<<16,64
 _chunk_bytes = 4<<20  # address space that a process takes at a time, and how often the guard is asked
 _align_bytes = 64     # one cache line
 
 _header = np.dtype([('generation','u8'), ('next_byte','u8'), ('next_place','u8'), ('next_row','u8'), ('full','u8'), ('paused','u8'), ('skips','u8')])
 _parts = dict(header=(_header,1), counters=('i8',(_max_processes,2)), places=('u8',_max_items),
-              sizes=('u4',(_max_items,4)), modes=('u1',_max_items), pixel_bytes=('u1',_max_items))
+              sizes=('u4',(_max_items,4)), modes=('u1',_max_items), pixel_bytes=('u1',_max_items),
+              checksums=('u4',_max_items), seen=('u8',(_max_files,2)))
 
 def _layout():
     "{part: (dtype, shape, offset)}, and where the pixels start, all on page boundaries"
@@ -67,7 +69,7 @@ def _map(fd, sizes, **kwargs):
             if e.errno!=errno.ENOMEM: raise
     raise MemoryError(f"no {human_bytes(sizes[-1])} of address space can be mapped: raise `ulimit -v`")
 
-# %% ../nbs/02_arena.ipynb #614092d6
+# %% ../nbs/02_arena.ipynb #f864f6c3
 class Place(NamedTuple):
     "Where an image is and what it looks like"
     offset:int # Byte of the pixel mapping at which it starts
@@ -96,7 +98,7 @@ class Arena:
             warnings.simplefilter('ignore', UserWarning)  # that PyTorch has no read-only tensors: this one is read, here, and handed to nobody
             self.bytes = torch.from_numpy(self.pixels)
         store_attr('fd,guard,start')
-        self._pid = None
+        self._pid,self.files,self._top = None,{},len(self.pixels)
         guard.arenas.add(self)
         weakref.finalize(self, os.close, fd)
 
@@ -118,13 +120,14 @@ class Arena:
     def __reduce__(self):
         if context.get_spawning_popen() is None:
             raise TypeError("an Arena is memory of this machine and can't be pickled: save the images, or the learner by `learn.export`")
-        return _attach, (reduction.DupFd(self.fd), self.guard)
+        return _attach, (reduction.DupFd(self.fd), self.guard, self.files)
     def __deepcopy__(self, memo): return self
 
-def _attach(fd, guard):
+def _attach(fd, guard, files):
     "The arena of the parent process, in a worker that was started by spawn or forkserver"
     res = object.__new__(Arena)
     res._open(fd.detach(), guard)
+    for key,o in files.items(): res._map_file(key, o)
     return res
 
 # %% ../nbs/02_arena.ipynb #0a14863f
@@ -148,7 +151,17 @@ def reserve_places(self:Arena,
         self.header['next_place'] = first+n
     return first
 
-# %% ../nbs/02_arena.ipynb #8c557af0
+# %% ../nbs/02_arena.ipynb #a311e89a
+@patch
+def watch(self:Arena)->int: # The generation
+    "Forget the pixels of files that were purged or cut by another program"
+    for file,seen in zip(self.files.values(), self.seen):
+        now = file.now
+        if now[0]!=seen[0] or now[1]<seen[1]: self._drop(seen, file)
+        elif now[1]>seen[1]: seen[1] = now[1]
+    return self.generation
+
+# %% ../nbs/02_arena.ipynb #f5cd9fa5
 @patch
 def _allocate(self:Arena, n_bytes):
     "Offset of `n_bytes` of this process's chunk, or `None` if the guard has no room; the thread lock is held"
@@ -160,7 +173,7 @@ def _allocate(self:Arena, n_bytes):
         fcntl.lockf(self.fd, fcntl.LOCK_EX, 1)
         try:
             first = int(self.header['next_byte'])
-            if first+chunk>len(self.pixels): self.header['full'] = 1; return None
+            if first+chunk>self._top: self.header['full'] = 1; return None
             self.header['next_byte'] = first+chunk
         finally: fcntl.lockf(self.fd, fcntl.LOCK_UN, 1)
         self._next,self._end = first,first+chunk
@@ -168,15 +181,27 @@ def _allocate(self:Arena, n_bytes):
     return self._next-n_bytes
 
 @patch
+def _take(self:Arena, n_bytes, file):
+    "Where to write `n_bytes`, in memory or in `file`; `None` if there is no room"
+    with self._own()._thread_lock: return self._allocate(n_bytes) if file is None else file.take(n_bytes)
+
+@patch
 def _put(self:Arena, planes, offset):
-    "Write the bytes of `planes`; `False` if the kernel has no room for them"
+    "Write the bytes of `planes`"
     data,done = memoryview(planes).cast('B') if planes.size else b'',0
+    while done<len(data): done += os.pwrite(self.fd, data[done:], self.start+offset+done)
+
+@patch
+def _keep(self:Arena, place, planes, full, mode, file):
+    "Offset at which the pixels are now, `None` if there is no room"
     try:
-        while done<len(data): done += os.pwrite(self.fd, data[done:], self.start+offset+done)
+        if (at := self._take(planes.nbytes, file)) is None: return None
+        if file is None: self._put(planes, at)
+        else: file.put(at, place, planes, full, mode)
     except OSError as e:
-        if e.errno not in (errno.ENOMEM, errno.ENOSPC): raise
-        self.header['full'] = 1
-    return done==len(data)
+        if no_room(e): return None
+        raise
+    return at if file is None else file.base+at[0]
 
 @patch
 def write(self:Arena,
@@ -184,19 +209,20 @@ def write(self:Arena,
     planes:np.ndarray, # Pixels (bands, height, width), C-contiguous
     full:tuple, # (width, height) of the image in its file
     mode:int=0, # A number from 0 to 255 that says what the bands are
-)->bool: # Whether it was kept; `False` if the guard has no room
+    file:PixelFile=None, # One of `files` to keep them in, instead of in memory
+)->bool: # Whether it was kept; `False` if the guard, or the disk, has no room
     "Keep the pixels of an image"
-    with self._own()._thread_lock:
-        generation = self.generation
-        offset = self._allocate(planes.nbytes)
-    if offset is None: return False
-    if not self._put(planes, offset): return False
+    if file is not None and not file.knows(place): return False
+    generation = self.watch()
+    offset = self._keep(place, planes, full, mode, file)
+    if offset is None: self.header['full'] = 1; return False
     self.sizes[place] = *planes.shape[:0:-1],*full
-    self.modes[place],self.pixel_bytes[place] = mode,planes.shape[0]*planes.itemsize
+    self.modes[place],self.pixel_bytes[place],self.checksums[place] = mode,planes.shape[0]*planes.itemsize,0
     self.places[place] = _pack(generation, offset)  # last: from here on it is ready
+    if file is not None and file.news(): self.load(file)
     return True
 
-# %% ../nbs/02_arena.ipynb #dba50dc5
+# %% ../nbs/02_arena.ipynb #54362b02
 @patch
 def ready(self:Arena,
     places:np.ndarray, # Numbers of places; negative ones are never ready
@@ -208,6 +234,7 @@ def ready(self:Arena,
 @patch
 def place(self:Arena, i:int)->Place:
     "Where image `i` is, or `None` if its place is empty"
+    if i>=0 and self.checksums[i]: self.verify(np.array([i]))
     word = self.places[i]
     if i<0 or int(word)>>_offset_bits!=self.generation: return None
     w,h,fw,fh = self.sizes[i].tolist()
@@ -250,7 +277,7 @@ def image_bytes(self:Arena,
     "Bytes of the pixels of each image"
     return np.where(self.ready(places), self.sizes[places,0].astype(np.int64)*self.sizes[places,1]*self.pixel_bytes[places], 0)
 
-# %% ../nbs/02_arena.ipynb #5807a7ca
+# %% ../nbs/02_arena.ipynb #3da5a39d
 @patch
 def _repair(self:Arena):
     "Forget what a process that was killed while it shrank the arena stamped with a generation that never came"
@@ -267,9 +294,9 @@ def purge(self:Arena)->int: # Bytes given back
         _punch(self.fd, self.start, len(self.pixels))
         self.header['full'] = 0
         self._end = self._next  # a new chunk asks the guard again
-    return max(0, before-self.used_bytes)
+    return max(0, before-self.used_bytes) + sum(map(self._purge_file, self.files.values()))
 
-# %% ../nbs/02_arena.ipynb #ff9b2d8b
+# %% ../nbs/02_arena.ipynb #13bafc62
 @patch
 def _kept_end(self:Arena, places, n_bytes):
     "(numbers of `places` to keep, byte from which on `n_bytes` of their pixels lie)"
@@ -281,17 +308,23 @@ def _kept_end(self:Arena, places, n_bytes):
     return places[:n_kept], int(offsets[n_kept]) if n_kept<len(places) else int(self.header['next_byte'])
 
 @patch
+def _advance(self:Arena, kept):
+    "Raise the generation, for all places but `kept`; the lock is held"
+    self.places[kept] = (_offsets(self.places[kept])//_align_bytes).astype(np.uint64) | np.uint64(_pack(self.generation+1, 0))
+    self.header['generation'] += 1
+
+@patch
 def shrink(self:Arena,
     n_bytes:int, # To give back, at least, if there is that much
 )->int: # Bytes given back
     "Forget the images filled last and give their memory back; nothing more is kept until `full` is taken back"
+    if self.files: return 0  # what files have in memory is the kernel's to give back
     with self.locked():
         self._repair()
         before,ids = self.used_bytes,np.arange(int(self.header['next_place']))
         kept,end = self._kept_end(ids[self.ready(ids)], n_bytes)
         self.header['full'] = 1
-        self.places[kept] = (_offsets(self.places[kept])//_align_bytes).astype(np.uint64) | np.uint64(_pack(self.generation+1, 0))
-        self.header['generation'] += 1
+        self._advance(kept)
         first = -(-(self.start+end)//mmap.PAGESIZE)*mmap.PAGESIZE
         _punch(self.fd, first, self.start+len(self.pixels)-first)
         self._end = self._next
@@ -313,7 +346,7 @@ def hits_misses(self:Arena)->tuple:
     n = int(self.header['next_row'])
     return tuple(self.counters[:n].sum(0).tolist())
 
-# %% ../nbs/02_arena.ipynb #54b52f5b
+# %% ../nbs/02_arena.ipynb #84a0c3ef
 @patch
 def check(self:Arena):
     "Raise `AssertionError` unless every ready place is aligned, inside what was handed out, and overlaps no other"
@@ -322,8 +355,85 @@ def check(self:Arena):
     offsets = _offsets(self.places[ids])
     ends = offsets+self.image_bytes(ids)
     order = np.argsort(offsets, kind='stable')
-    assert (offsets>=_align_bytes).all() and (ends<=end).all(), "a place lies outside what was handed out"
+    inside = (offsets>=_align_bytes) & (ends<=end)
+    for o in self.files.values(): inside |= (offsets>=o.base) & (ends<=o.base+o.now[1])
+    assert inside.all(), "a place lies outside what was handed out"
     assert (offsets[order][1:] >= ends[order][:-1]).all(), "two places overlap"
+
+# %% ../nbs/02_arena.ipynb #d6c7beb1
+def _map_fixed(address, n_bytes, fd):
+    "Map `fd`, from its start, over `n_bytes` of address space that are ours; beyond the end of the file, too, for it grows"
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype,libc.mmap.argtypes = ctypes.c_void_p,[ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int]*3, ctypes.c_int64]
+    shared,fixed = mmap.MAP_SHARED,0x10
+    if libc.mmap(address, n_bytes, mmap.PROT_READ, shared|fixed, fd, 0)!=address:
+        raise OSError(ctypes.get_errno(), f'mmap: {os.strerror(ctypes.get_errno())}')
+
+@patch
+def _map_file(self:Arena, key, file):
+    "Map `file` where its `base` says; one without gets half of what is left"
+    if not file.base: file.span = self._top//2; file.base = self._top-file.span
+    if file.base+file.span>self._top or file.span<file.chunk_bytes: raise MemoryError(f"no address space is left to map {file.path}: raise `ulimit -v`")
+    _map_fixed(self.pixels.ctypes.data+file.base, file.span, file.fd)
+    self._top,self.files[key] = file.base,file
+
+@patch
+def add_file(self:Arena,
+    key, # To find it by in `files`
+    file:PixelFile,
+)->PixelFile: # The same
+    "Let places have their pixels in `file`"
+    if len(self.files)==_max_files: raise MemoryError(f"{_max_files} pixel files are open: an arena has no room for {file.path}")
+    self.seen[len(self.files)] = file.now
+    self._map_file(key, file)
+    return file
+
+@patch
+def load(self:Arena,
+    file:PixelFile, # One of `files`
+):
+    "Enter the places that `file` has the pixels of"
+    generation,(places,records) = self.generation,file.held()
+    new = ~self.ready(places)
+    places,records = places[new],records[new]
+    self.sizes[places],self.modes[places],self.pixel_bytes[places] = records['size'],records['mode'],records['pixel_bytes']
+    self.checksums[places] = records['crc']
+    self.places[places] = np.uint64(_pack(generation, file.base)) + records['at']//_align_bytes
+
+# %% ../nbs/02_arena.ipynb #468eb1be
+@patch
+def verify(self:Arena,
+    places:np.ndarray, # Numbers of places
+):
+    "Look at those of `places` whose pixels come from an earlier run, once; forget the ones that are not what was written"
+    places = places[(self.checksums[places]>0) & self.ready(places)]
+    for i,at,n in zip(places.tolist(), _offsets(self.places[places]).tolist(), self.image_bytes(places).tolist()):
+        file = first(o for o in self.files.values() if o.base<=at<o.base+o.span)
+        if not file.right(at-file.base, n, int(self.checksums[i])): self.places[i] = 0
+        self.checksums[i] = 0
+
+# %% ../nbs/02_arena.ipynb #12ca0bf4
+@patch
+def _drop(self:Arena, seen, file):
+    "Forget what lies in `file`, unless somebody else has just done so"
+    with self.locked():
+        now = file.now
+        if now[0]==seen[0] and now[1]>=seen[1]: return
+        if now[0]==seen[0]: file.tell('it was cut short by another program: its images are read again.')
+        ids = np.arange(int(self.header['next_place']))
+        offsets = _offsets(self.places[ids])
+        self._advance(ids[self.ready(ids) & ((offsets<file.base)|(offsets>=file.base+file.span))])
+        seen[:] = now
+
+@patch
+def _purge_file(self:Arena, file):
+    "Forget all of `file`, for all who use it, and give its disk back"
+    before = file.used_bytes
+    offset,n_bytes = file.clear()
+    try: n_bytes and _punch(file.fd, offset, n_bytes)
+    except OSError as e:
+        if e.errno!=errno.EOPNOTSUPP: raise  # this file system has no holes: the bytes are free when the file is removed
+    return max(0, before-file.used_bytes)
 
 # %% ../nbs/02_arena.ipynb #fc5a3423
 class _Memory(np.ndarray): "Bytes that arrays lie over"

@@ -120,7 +120,7 @@ def choose_recipe(
                                         f"item_tfms are {[o.name.split(' ')[0] for o in dl.after_item.fs]}")
     return resize_recipe(cls, resize)
 
-# %% ../nbs/04_block.ipynb #69ee70fb
+# %% ../nbs/04_block.ipynb #de16c786
 def random_state_kept(f):
     "Call `f` and leave Python's random numbers as if it had not been"
     state = random.getstate()
@@ -137,8 +137,9 @@ modes = 'lazy','preload','stream'
 on_fulls = 'partial','stream','raise'
 on_errors = 'raise','skip'
 
-def check_guard(cache, guard):
-    if cache is not None and guard is not None: raise ValueError("give `guard` to the `ImageCache`, or leave `cache` out: a cache has a guard of its own")
+def check_guard(cache, guard, path=None):
+    for name,o in dict(guard=guard, path=path).items():
+        if cache is not None and o is not None: raise ValueError(f"give `{name}` to the `ImageCache`, or leave `cache` out: a cache has a {name} of its own")
 
 def _check_word(name, value, words):
     if value not in words: raise ValueError(f"{name}={value!r}: it is one of {', '.join(map(repr,words))}")
@@ -158,14 +159,15 @@ class MemDL(TfmdDL):
         cache:ImageCache=None, # A cache to share, of other folds or sizes; a new one if `None`
         on_full:str='partial', # What does not fit: 'partial' streams the rest, 'stream' streams all, 'raise' raises `MemoryError`
         on_error:str='raise', # A bad file: 'raise' as stock does when a batch reaches it, 'skip' drops the item
+        path=None, # Folder to keep the pixels in, for the next run too; in memory if `None`
         **kwargs
     ):
         kwargs.pop('from_block', None)
         super().__init__(dataset, **kwargs)
-        check_guard(cache, guard)
-        self.attach(cache, mode=mode, store=store, size=size, guard=guard, on_full=on_full, on_error=on_error)
+        check_guard(cache, guard, path)
+        self.attach(cache, mode=mode, store=store, size=size, guard=guard, on_full=on_full, on_error=on_error, path=path)
 
-# %% ../nbs/04_block.ipynb #e6c959c4
+# %% ../nbs/04_block.ipynb #e7fef415
 def same_file(a, b): return not isinstance(a, (str,os.PathLike)) or a==b
 
 def _steady(column, n=8):
@@ -184,7 +186,7 @@ def attach(self:MemDL,
     for name,words in dict(mode=modes, on_full=on_fulls, on_error=on_errors).items(): _check_word(name, options[name], words)
     self.options,self.fake_l,self.keep,self._add = options,_weak_loader(self),options['mode']!='stream',add
     self._why = self._sample = None
-    if cache is None: cache = ImageCache(options['guard'])
+    if cache is None: cache = ImageCache(options['guard'], options.get('path'))
     self.cache,self.columns = cache,random_state_kept(lambda: self._find_columns(cache, like))
     self.targets = like.targets if like is not None and like.dataset is self.dataset else {}
 

@@ -6,10 +6,11 @@ Docs: https://fastmem.github.io/fastmem/cache.html.md"""
 
 # %% auto #0
 __all__ = ['mode_names', 'Pixels', 'make_pixels', 'to_planes', 'from_planes', 'cut', 'crop_pad_planes', 'turn_planes',
-           'edit_image', 'Kept', 'ImageCache', 'n_cores', 'worthwhile_threads', 'map_threads', 'OtherSize']
+           'edit_image', 'Kept', 'recipe_text', 'could_make', 'ImageCache', 'n_cores', 'worthwhile_threads',
+           'map_threads', 'OtherSize']
 
-# %% ../nbs/03_cache.ipynb #7f7db3fe
-import hashlib, os, time
+# %% ../nbs/03_cache.ipynb #a92c8dfa
+import functools, hashlib, json, os, time
 from collections import deque
 from concurrent import futures
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from PIL import Image
 
 from .guard import *
 from .plan import *
+from .pixel_file import *
 from .arena import *
 
 # %% ../nbs/03_cache.ipynb #286de9b6
@@ -189,7 +191,7 @@ def edit_image(
     for o in edits: im = _crop_pad_image(im, **o.keywords) if o.func is crop_pad_planes else im.transpose(**o.keywords)
     return im
 
-# %% ../nbs/03_cache.ipynb #c968130d
+# %% ../nbs/03_cache.ipynb #4314f05d
 def _digests(files):
     "(first, second) 8 bytes of a hash of each path (from the root, so that a changed working directory is no other file)"
     here,paths = os.fsencode(os.getcwd()),map(os.fsencode, files)
@@ -213,13 +215,35 @@ class Kept(NamedTuple):
         order = np.argsort(np.concatenate([self.first, digests[0]]), kind='stable')
         return Kept(*[np.concatenate(o)[order] for o in zip(self, (*digests, places.astype(np.int32)))])
 
+_pixel_version = 1 # raised when `make_pixels` makes other pixels of the same recipe
+
+def recipe_text(
+    recipe:Recipe, # How pixels are made
+)->str:
+    "What a pixel file says of its recipe, as JSON"
+    o = dict(recipe._asdict(), cls=f'{recipe.cls.__module__}.{recipe.cls.__qualname__}', mode=open_mode(recipe.cls), store=recipe.store)
+    return json.dumps({**o, 'pad_mode': str(recipe.pad_mode), 'resample': int(recipe.resample), 'pixels': _pixel_version}, sort_keys=True)
+
+def could_make(
+    recipe:Recipe, # How pixels are made
+    records:np.ndarray, # Of a pixel file
+)->np.ndarray: # A mask
+    "Which of `records` have a mode that there is, and the size that `recipe` makes of an image of theirs"
+    n_bytes = np.array([pixel_bytes(o) for o in mode_names]+[0]*(256-len(mode_names)))
+    stored,full = records['size'][:,:2].astype(np.int64).T,records['size'][:,2:].astype(np.int64).T
+    res = (n_bytes[records['mode']]==records['pixel_bytes']) & (records['pixel_bytes']>0) & (full>0).all(0) & (full<1<<24).all(0)
+    w,h = recipe.stored_size(np.where(res, full, 100))
+    return res & (w==stored[0]) & (h==stored[1])
+
 class ImageCache:
     "Pixels by path, in memory that all processes share"
     def __init__(self,
         guard:MemoryGuard=None, # Who is asked before bytes are taken; the shared guard if `None`
+        path=None, # Folder to keep the pixels in, in files that the next run finds warm; in memory if `None`
     ):
-        self.guard = ifnone(guard, shared_guard())
-        self.arena,self.batches,self.kept,self.planned = Arena(self.guard),BatchMemory(),{},{}
+        guard,self.path = ifnone(guard, shared_guard()),None if path is None else Path(path).expanduser().absolute()
+        self.guard = guard if path is None else DiskGuard(self.path, guard)
+        self.arena,self.batches,self.kept,self.planned = Arena(guard),BatchMemory(),{},{}
         self.told,self.verdict,self.looked_s = False,None,0.
 
     def add(self,
@@ -230,12 +254,13 @@ class ImageCache:
         isfile = np.fromiter((isinstance(o, (str,os.PathLike)) for o in files), bool, len(files))
         paths = files if isfile.all() else [o for o,b in zip(files,isfile) if b]
         digests,kept,res = _digests(paths),self.kept.get(recipe, Kept()),np.full(len(files), -1, np.int32)
-        new = digests[:,kept.find(digests)<0]
+        new = np.flatnonzero(kept.find(digests)<0)
         if new.size:
-            new = new[:,np.unique(new[0], return_index=True)[1]]
-            first = self.arena.reserve_places(new.shape[1])
-            self.kept[recipe] = kept = kept.extended(new, first+np.arange(new.shape[1]))
-            self._plan(paths, recipe, new.shape[1])
+            new = new[np.unique(digests[0,new], return_index=True)[1]]
+            at = self.arena.reserve_places(len(new))+np.arange(len(new))
+            self.kept[recipe] = kept = kept.extended(digests[:,new], at)
+            self._plan(paths, recipe, len(new))
+            if self.path is not None: self._load(recipe, at, source_keys(digests[:,new], [paths[i] for i in new]))
         res[isfile] = kept.find(digests)
         return res
 
@@ -245,6 +270,16 @@ class ImageCache:
         n,so_far,_ = self.planned.get(recipe, (0,0,0.))
         self.planned[recipe] = n+n_new, so_far+total*n_new//len(files), error
         self.verdict = None
+
+    def _load(self, recipe, places, keys):
+        "Take what the file of `recipe` has of `places`"
+        file = self.file(recipe) or self.arena.add_file(recipe, PixelFile(self.path, recipe_text(recipe), functools.partial(could_make, recipe)))
+        file.extend(places, keys)
+        self.arena.load(file)
+
+    def file(self, recipe:Recipe)->PixelFile:
+        "Where the pixels of `recipe` are kept, `None` for memory"
+        return self.arena.files.get(recipe)
 
     def find(self,
         files:list, # Paths
@@ -258,28 +293,34 @@ class ImageCache:
     def plan(self)->MemoryPlan:
         "What all files that have a place would take, beside what the guard allows this cache in all"
         n,total,errors = zip(*self.planned.values()) if self.planned else ((0,),(0,),(0.,))
-        return make_plan(sum(n), sum(total), ' and '.join(sorted({o.store for o in self.planned})), self.guard, max(errors), self.arena.used_bytes)
+        return make_plan(sum(n), sum(total), ' and '.join(sorted({o.store for o in self.planned})), self.guard, max(errors),
+                         self.arena.used_bytes if self.path is None else self.n_bytes()[1])
 
     def n_bytes(self)->tuple:
         "(images in memory, bytes of their pixels)"
         n_bytes = self.arena.image_bytes(np.arange(int(self.arena.header['next_place'])))
         return int((n_bytes>0).sum()),int(n_bytes.sum())
 
+    @property
+    def held_bytes(self)->int:
+        "What the cache takes of what its guard allows: bytes of memory, or of its files"
+        return self.arena.used_bytes if self.path is None else sum(o.used_bytes for o in self.arena.files.values())
+
     def __deepcopy__(self, memo): return self
     def __repr__(self):
         n,n_bytes = self.n_bytes()
-        return f'ImageCache: {n:,} images, {human_bytes(n_bytes)}'
+        return f'ImageCache: {n:,} images, {human_bytes(n_bytes)}' + (f' in {self.path}' if self.path else '')
 
-# %% ../nbs/03_cache.ipynb #3c3431e2
+# %% ../nbs/03_cache.ipynb #af394d97
 @patch
 def _image(self:ImageCache, place, cls, region):
     "An image of `cls` with what `region(planes, full size)` shows of the stored planes; `None` if the place is empty"
-    generation = self.arena.generation
+    generation = self.arena.watch()
     at = self.arena.place(place)
     if at is None: return None
     mode = mode_names[at.mode]
     im = from_planes(region(self.arena.view(at, *pixel_modes[mode]), at.full), mode, cls)
-    return im if self.arena.generation==generation else None
+    return im if self.arena.watch()==generation else None
 
 @patch
 def _make(self:ImageCache, place, file, recipe, keep):
@@ -288,7 +329,7 @@ def _make(self:ImageCache, place, file, recipe, keep):
     if pixels.im.mode not in pixel_modes: return pixels
     pixels = pixels._replace(planes=to_planes(pixels.im))
     if keep and place>=0 and not self.arena.header['paused']:
-        self.arena.write(place, pixels.planes, pixels.full, mode_names.index(pixels.im.mode))
+        self.arena.write(place, pixels.planes, pixels.full, mode_names.index(pixels.im.mode), self.file(recipe))
     return pixels
 
 @patch
@@ -348,11 +389,12 @@ def map_threads(
         while ahead: yield ahead.popleft().result()
     finally: pool.shutdown(wait=True, cancel_futures=True)
 
-# %% ../nbs/03_cache.ipynb #139ef45c
+# %% ../nbs/03_cache.ipynb #7f3668f1
 @patch
 def _copyable(self:ImageCache, places, recipe, out):
     "Which places hold an image of which a window of the size of `out` can be copied as it is"
     arena,(H,W) = self.arena,out.shape[2:]
+    arena.verify(places)
     res = arena.ready(places) & (arena.modes[places]==mode_names.index(open_mode(recipe.cls)))
     if recipe.method=='crop': return res
     return res & (arena.sizes[places,0]==W) & (arena.sizes[places,1]==H)
@@ -360,25 +402,25 @@ def _copyable(self:ImageCache, places, recipe, out):
 @patch
 def _copy_ready(self:ImageCache, places, recipe, pcts, out):
     "Copy the windows of the images that are there into `out`; a mask of those that were"
-    generation = self.arena.generation
+    generation = self.arena.watch()
     ready = self._copyable(places, recipe, out)
     if not ready.any(): return ready
     ids,left,top = np.where(ready, places, places[ready.argmax()]),0,0  # what is not there is written over
     if recipe.method=='crop': left,top = grid_window(self.arena.sizes[ids,2:].T, recipe.size, np.asarray(pcts).T)
     self.arena.copy_windows(ids, left, top, out)
-    return ready if self.arena.generation==generation else np.zeros(len(places), bool)
+    return ready if self.arena.watch()==generation else np.zeros(len(places), bool)
 
 class OtherSize(Exception): "An image of a batch has another size than the first"
 
 @patch
 def _show(self:ImageCache, place, file_of, recipe, shown, out, keep):
     "Write what `shown(planes, full size)` makes of one image to `out`; whether it was in memory"
-    generation,at = self.arena.generation,self.arena.place(place) if place>=0 else None
+    generation,at = self.arena.watch(),self.arena.place(place) if place>=0 else None
     mode = open_mode(recipe.cls)
     if at is not None and mode_names[at.mode]==mode:
         planes = shown(self.arena.view(at, *pixel_modes[mode]), at.full)
         if planes.shape==out.shape: out[:] = planes
-        if self.arena.generation==generation and planes.shape==out.shape: return True
+        if self.arena.watch()==generation and planes.shape==out.shape: return True
     pixels = self._make(place, file_of(), recipe, keep and at is None)
     planes = shown(pixels.planes, pixels.full)
     if planes.shape!=out.shape: raise OtherSize(f'{file_of()} is {planes.shape[:0:-1]}, the batch is {out.shape[:0:-1]}')
@@ -410,7 +452,7 @@ def gather(self:ImageCache,
     self.arena.count(n_hits, len(places)-n_hits)
     return out
 
-# %% ../nbs/03_cache.ipynb #c3c3d04f
+# %% ../nbs/03_cache.ipynb #f1e7acca
 @patch
 def _fill_one(self:ImageCache, place, file, recipe):
     "The error if `file` could not be read, `None` if it was or needs not be"
@@ -429,6 +471,7 @@ def fill(self:ImageCache,
     "Read what is missing of `places`, until the guard has no more room"
     todo = np.flatnonzero((places>=0) & ~self.arena.ready(places))
     if not len(todo): return {}
+    if self.path is not None: todo = np.roll(todo, -(os.getpid()*7919%len(todo)))  # another process that fills the file begins elsewhere
     errors,bar,start_s = {},progress_bar(todo, display=show),time.perf_counter()
     n_workers = ifnone(n_workers, worthwhile_threads(source_of(todo[0])[0], n_cores()))
     filling = map_threads(lambda i: self._fill_one(int(places[i]), *source_of(i)), todo, n_workers)
@@ -443,7 +486,7 @@ def fill(self:ImageCache,
 @patch
 def _progress(self:ImageCache, n, start_s):
     "Rate, bytes and budget, for the bar"
-    return f'{n/(time.perf_counter()-start_s):,.0f}/s, {human_bytes(self.arena.used_bytes)}, {human_bytes(self.guard.budget())} left'
+    return f'{n/(time.perf_counter()-start_s):,.0f}/s, {human_bytes(self.held_bytes)}, {human_bytes(self.guard.budget())} left'
 
 @patch
 def resume(self:ImageCache):

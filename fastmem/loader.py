@@ -401,7 +401,7 @@ def after_iter(self:MemDL):
     super(MemDL, self).after_iter()
     if self.columns and self.keep and self.cache.arena.header['full']: tell_full(self.cache)
 
-# %% ../nbs/05_loader.ipynb #cf3f57c2
+# %% ../nbs/05_loader.ipynb #b7a0207f
 def tell(
     cache:ImageCache, # What it is about
     text:str, # One line
@@ -429,7 +429,7 @@ def decide(
 def tell_full(cache):
     "Say that the guard stopped the fill"
     guard = cache.guard
-    tell(cache, f'{guard.binding()} leaves no room for more than {human_bytes(cache.arena.used_bytes)} of images: '
+    tell(cache, f'{guard.binding()} leaves no room for more than {human_bytes(cache.held_bytes)} of images: '
                 'the rest is read from disk. A smaller `Resize` or `size`, or more memory, would change that.')
 
 def fill_columns(
@@ -463,7 +463,7 @@ def preload_columns(
     if errors: print(f'fastmem: {len(errors)} files can\'t be read; a batch that reaches one raises its error:')
     for file,error in errors.items(): print(f'  {file}: {type(error).__name__}: {error}')
 
-# %% ../nbs/05_loader.ipynb #e1ee00d4
+# %% ../nbs/05_loader.ipynb #6d62b0b5
 def _memory_dls(dls):
     inner = [getattr(o, 'dl', o) if not isinstance(o, MemDL) else o for o in dls.loaders]  # a distributed loader wraps ours
     res = [o for o in inner if isinstance(o, MemDL) and o.columns]
@@ -485,13 +485,14 @@ def in_memory(self:DataLoaders,
     cache:ImageCache=None, # A cache to share, of other folds or sizes; a new one if `None`
     on_full:str='partial', # What does not fit: 'partial' streams the rest, 'stream' streams all, 'raise' raises `MemoryError`
     on_error:str='raise', # A bad file: 'raise' as stock does when a batch reaches it, 'skip' drops the item
+    path=None, # Folder to keep the pixels in, for the next run too; in memory if `None`
 )->DataLoaders: # The same object
     "Keep the images of these `DataLoaders` in memory, from now on"
     _check_images(self)
-    check_guard(cache, guard)
-    options = dict(mode=mode, store=store, size=size, guard=guard, on_full=on_full, on_error=on_error)
+    check_guard(cache, guard, path)
+    options = dict(mode=mode, store=store, size=size, guard=guard, on_full=on_full, on_error=on_error, path=path)
     if len(ifnone(guard, shared_guard()).arenas): gc.collect()  # a dropped Learner and its cache are a cycle
-    if cache is None: cache = ImageCache(guard)
+    if cache is None: cache = ImageCache(guard, path)
     loaders = [in_memory_dl(dl, cache, **options) if isinstance(dl, TfmdDL) else dl for dl in self.loaders]
     decide(cache, options)
     self.loaders = loaders
@@ -516,7 +517,7 @@ def purge(self:DataLoaders)->int: # Bytes given back
     dls = _memory_dls(self)
     return dls[0].cache.purge(pause=dls[0].options['mode']=='preload')
 
-# %% ../nbs/05_loader.ipynb #6bc4b640
+# %% ../nbs/05_loader.ipynb #4c05b9ff
 class CacheStats(NamedTuple):
     "What is in memory"
     n_items:int # Images of these loaders
@@ -530,6 +531,7 @@ class CacheStats(NamedTuple):
     mode:str # 'lazy', 'preload' or 'stream'
     store:str # 'decoded', 'resized', or both
     batches:str # 'gathered', or why they are made item by item
+    path:str='' # Folder that the pixels are in; '' for memory
 
     @property
     def hit_rate(self)->float:
@@ -541,7 +543,7 @@ class CacheStats(NamedTuple):
         return self.n_cached/max(1, self.n_items)
 
     def _rows(self):
-        return dict(images=f'{self.n_cached:,} of {self.n_items:,} in memory ({self.cached_frac:.0%})', bytes=human_bytes(self.cached_bytes),
+        return dict(images=f'{self.n_cached:,} of {self.n_items:,} in {self.path or "memory"} ({self.cached_frac:.0%})', bytes=human_bytes(self.cached_bytes),
                     reads=f'{self.hits:,} hits, {self.misses:,} misses ({self.hit_rate:.1%} hits)',
                     left=f'{human_bytes(self.budget_bytes)} may be taken (bound by {self.bound_by}), {human_bytes(self.available_bytes)} available',
                     store=f'{self.store}, {self.mode}', batches=self.batches)
@@ -562,4 +564,4 @@ def memory(self:DataLoaders)->CacheStats:
     return CacheStats(n_items=int((places>=0).sum())+n_unkept, n_cached=int((n_bytes>0).sum()), cached_bytes=int(n_bytes.sum()), hits=hits, misses=misses,
                       budget_bytes=cache.guard.budget(), available_bytes=available_memory(), bound_by=cache.guard.binding(),
                       mode=options['mode'], store=' and '.join(sorted({c.recipe.store for c in columns})),
-                      batches=f'item by item: {why}' if why else 'gathered')
+                      batches=f'item by item: {why}' if why else 'gathered', path=str(cache.path or ''))
