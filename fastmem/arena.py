@@ -277,7 +277,7 @@ def image_bytes(self:Arena,
     "Bytes of the pixels of each image"
     return np.where(self.ready(places), self.sizes[places,0].astype(np.int64)*self.sizes[places,1]*self.pixel_bytes[places], 0)
 
-# %% ../nbs/02_arena.ipynb #3da5a39d
+# %% ../nbs/02_arena.ipynb #08eede77
 @patch
 def _repair(self:Arena):
     "Forget what a process that was killed while it shrank the arena stamped with a generation that never came"
@@ -294,7 +294,7 @@ def purge(self:Arena)->int: # Bytes given back
         _punch(self.fd, self.start, len(self.pixels))
         self.header['full'] = 0
         self._end = self._next  # a new chunk asks the guard again
-    return max(0, before-self.used_bytes) + sum(map(self._purge_file, self.files.values()))
+    return max(0, before-self.used_bytes) + sum(self._purge_file(o) for o in self.files.values())
 
 # %% ../nbs/02_arena.ipynb #13bafc62
 @patch
@@ -400,7 +400,7 @@ def load(self:Arena,
     self.checksums[places] = records['crc']
     self.places[places] = np.uint64(_pack(generation, file.base)) + records['at']//_align_bytes
 
-# %% ../nbs/02_arena.ipynb #468eb1be
+# %% ../nbs/02_arena.ipynb #b4512cbc
 @patch
 def verify(self:Arena,
     places:np.ndarray, # Numbers of places
@@ -408,7 +408,7 @@ def verify(self:Arena,
     "Look at those of `places` whose pixels come from an earlier run, once; forget the ones that are not what was written"
     places = places[(self.checksums[places]>0) & self.ready(places)]
     for i,at,n in zip(places.tolist(), _offsets(self.places[places]).tolist(), self.image_bytes(places).tolist()):
-        file = first(o for o in self.files.values() if o.base<=at<o.base+o.span)
+        file = next(o for o in self.files.values() if o.base<=at<o.base+o.span)
         if not file.right(at-file.base, n, int(self.checksums[i])): self.places[i] = 0
         self.checksums[i] = 0
 
