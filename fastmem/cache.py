@@ -191,7 +191,7 @@ def edit_image(
     for o in edits: im = _crop_pad_image(im, **o.keywords) if o.func is crop_pad_planes else im.transpose(**o.keywords)
     return im
 
-# %% ../nbs/03_cache.ipynb #4314f05d
+# %% ../nbs/03_cache.ipynb #2937a223
 def _digests(files):
     "(first, second) 8 bytes of a hash of each path (from the root, so that a changed working directory is no other file)"
     here,paths = os.fsencode(os.getcwd()),map(os.fsencode, files)
@@ -259,16 +259,17 @@ class ImageCache:
             new = new[np.unique(digests[0,new], return_index=True)[1]]
             at = self.arena.reserve_places(len(new))+np.arange(len(new))
             self.kept[recipe] = kept = kept.extended(digests[:,new], at)
-            self._plan(paths, recipe, len(new))
-            if self.path is not None: self._load(recipe, at, source_keys(digests[:,new], [paths[i] for i in new]))
+            added = [paths[i] for i in new]
+            if self.path is not None: self._load(recipe, at, source_keys(digests[:,new], added))
+            self._plan(added, recipe, self.arena.image_bytes(at))
         res[isfile] = kept.find(digests)
         return res
 
-    def _plan(self, files, recipe, n_new):
-        "Remember what the new ones of `files` will take"
-        total,error = sample_bytes(files, recipe)
+    def _plan(self, files, recipe, held_bytes):
+        "Remember what new `files` will take, of which each has so many bytes in a file already"
+        total,error = sample_bytes([files[i] for i in np.flatnonzero(held_bytes==0)], recipe)
         n,so_far,_ = self.planned.get(recipe, (0,0,0.))
-        self.planned[recipe] = n+n_new, so_far+total*n_new//len(files), error
+        self.planned[recipe] = n+len(files), so_far+total+int(held_bytes.sum()), error
         self.verdict = None
 
     def _load(self, recipe, places, keys):
