@@ -191,7 +191,7 @@ def edit_image(
     for o in edits: im = _crop_pad_image(im, **o.keywords) if o.func is crop_pad_planes else im.transpose(**o.keywords)
     return im
 
-# %% ../nbs/03_cache.ipynb #2937a223
+# %% ../nbs/03_cache.ipynb #26eb0231
 def _digests(files):
     "(first, second) 8 bytes of a hash of each path (from the root, so that a changed working directory is no other file)"
     here,paths = os.fsencode(os.getcwd()),map(os.fsencode, files)
@@ -228,8 +228,8 @@ def could_make(
     recipe:Recipe, # How pixels are made
     records:np.ndarray, # Of a pixel file
 )->np.ndarray: # A mask
-    "Which of `records` have a mode that there is, and the size that `recipe` makes of an image of theirs"
-    n_bytes = np.array([pixel_bytes(o) for o in mode_names]+[0]*(256-len(mode_names)))
+    "Which of `records` have a mode and a size that `recipe` makes"
+    n_bytes = np.array([pixel_bytes(o) if open_mode(recipe.cls) in (None,o) else 0 for o in mode_names]+[0]*(256-len(mode_names)))
     stored,full = records['size'][:,:2].astype(np.int64).T,records['size'][:,2:].astype(np.int64).T
     res = (n_bytes[records['mode']]==records['pixel_bytes']) & (records['pixel_bytes']>0) & (full>0).all(0) & (full<1<<24).all(0)
     w,h = recipe.stored_size(np.where(res, full, 100))

@@ -353,7 +353,7 @@ def right(self:PixelFile, at:int, n_bytes:int, crc:int)->bool:
     self.tell('some of its pixels are damaged: these images are read again.')
     return False
 
-# %% ../nbs/01a_pixel_file.ipynb #90d645f4
+# %% ../nbs/01a_pixel_file.ipynb #159c245b
 @patch
 def _state(self:PixelFile): return _read_state(os.pread(self.fd, _state.size, _state_at), self.now[1])
 
@@ -372,7 +372,7 @@ def _end(self:PixelFile):
 @patch
 def _take_chunk(self:PixelFile, n_bytes):
     free = free_disk_bytes(self.fd)
-    room = max(n_bytes, min(self.chunk_bytes, free//16//_align_bytes*_align_bytes))
+    room = max(n_bytes, _aligned(min(self.chunk_bytes, free//16)))
     n_records = max(1, min(2*room//max(n_bytes, 1), room//(2*_align_bytes)))
     total = _align_bytes*(1+n_records)+room
     if total>free: return None
