@@ -256,7 +256,7 @@ def open_pixel_file(
         if (fd := _open_once(path, text, sane)) is not None: return fd
     raise OSError(errno.EBUSY, 'other processes keep on replacing it', str(path))
 
-# %% ../nbs/01a_pixel_file.ipynb #41eb62c4
+# %% ../nbs/01a_pixel_file.ipynb #584c539c
 class _Chunk(NamedTuple):
     "What is left of the chunk of a process"
     at:int # Byte of the file at which the next pixels start
@@ -264,6 +264,10 @@ class _Chunk(NamedTuple):
     record_at:int # Byte of the next record
     record_end:int # Byte at which the room for records ends
     epoch:int # How often the file had been purged when the chunk was taken
+
+    def fits(self, n_bytes, epoch, size):
+        "Whether an image has room, in a file that is as it was"
+        return self.at+n_bytes<=self.end<=size and self.record_at<self.record_end and self.epoch==epoch
 
 def _checksum(data): return zlib.crc32(data) or 1  # 0 is for what needs not be looked at
 
@@ -308,7 +312,7 @@ def _attach_file(fd, path, *args):
     res._start(path, fd.detach(), *args)
     return res
 
-# %% ../nbs/01a_pixel_file.ipynb #cc38c3a7
+# %% ../nbs/01a_pixel_file.ipynb #a49aebf4
 @patch
 def extend(self:PixelFile,
     places:np.ndarray, # Numbers, larger than those before
@@ -330,8 +334,9 @@ def held(self:PixelFile)->tuple: # (places, their records)
     "Which places the file has the pixels of"
     start_s = time.monotonic()
     with _locked(self.fd):
-        try: records = _read_records(self.fd, self._state()[1], self.now[1])
+        try: records = _read_records(self.fd, self._state()[1], self._end()[1])
         except DamagedFile as e: self.tell(e); return self.places[:0],np.empty(0, record_dtype)
+        self._others_wrote = False
     records = records[self.sane(records)]
     at = match_keys(self.keys, records['key'])
     self._look_s = 20*time.monotonic()-19*start_s+1
@@ -340,9 +345,7 @@ def held(self:PixelFile)->tuple: # (places, their records)
 @patch
 def news(self:PixelFile)->bool:
     "Whether others have written since, to be asked before `held`: a twentieth of the time may go into looking, at most"
-    if not self._others_wrote or time.monotonic()<self._look_s: return False
-    self._others_wrote = False
-    return True
+    return self._others_wrote and time.monotonic()>=self._look_s
 
 @patch
 def right(self:PixelFile, at:int, n_bytes:int, crc:int)->bool:
@@ -353,7 +356,7 @@ def right(self:PixelFile, at:int, n_bytes:int, crc:int)->bool:
     self.tell('some of its pixels are damaged: these images are read again.')
     return False
 
-# %% ../nbs/01a_pixel_file.ipynb #159c245b
+# %% ../nbs/01a_pixel_file.ipynb #f0fab910
 @patch
 def _state(self:PixelFile): return _read_state(os.pread(self.fd, _state.size, _state_at), self.now[1])
 
@@ -393,7 +396,7 @@ def take(self:PixelFile,
     if self._pid!=os.getpid(): self._pid,self._chunk = os.getpid(),None
     o = self._chunk
     try:
-        if o is None or o.at+n_bytes>o.end or o.record_at==o.record_end or o.epoch!=self.now[0]: o = self._take_chunk(n_bytes)
+        if o is None or not o.fits(n_bytes, *self.now): o = self._take_chunk(n_bytes)
     except DamagedFile as e: self.tell(f'{e}. Nothing more is written to it.'); o = None
     self._chunk = o and o._replace(at=o.at+n_bytes, record_at=o.record_at+_align_bytes)
     return o and (o.at,o.record_at)
