@@ -9,6 +9,7 @@ from fastmem.cache import could_make
 from fastmem.cli import fastmem_cache
 from fastmem.pixel_file import *
 from helpers import photo_folder, batches, run_program
+from test_guard import cgroup_700mb
 
 size = (96,72)
 
@@ -152,6 +153,28 @@ def test_a_budget_of_memory_does_not_bind_the_file(tmp_path):
     dls = make(tmp_path/'photos', tmp_path/'cache', guard=MemoryGuard(limit_bytes=50_000))
     for _ in range(2): one_pass(dls)
     assert dls.memory.cached_bytes>100_000 and (dls.memory.n_cached,dls.memory.misses)==(40,40)
+
+more_than_memory = '''
+import sys
+open(sys.argv[1]+'/cgroup.procs', 'w').write('0')
+from test_file_arena import *
+if __name__=='__main__':
+    files = get_image_files(sys.argv[2])
+    (links := Path(sys.argv[2])/'many').mkdir()
+    for i in range(800): (links/f'{i}.jpg').hardlink_to(files[i%len(files)])
+    def decoded(path): return ImageDataLoaders.from_folder(path, valid_pct=.2, seed=1, item_tfms=RandomResizedCrop(64), bs=16, num_workers=2, device='cpu')
+    dls = decoded(links).in_memory(path=sys.argv[3])
+    for _ in range(2): one_pass(dls)
+    m = dls.memory
+    assert m.n_cached==m.misses==m.hits==800 and m.cached_bytes>300_000_000, m
+    print(m)
+'''
+
+def test_a_file_larger_than_memory(tmp_path, cgroup_700mb):
+    "fastai leaves some 170 MB of 700; 360 MB of pixels are decoded once, and nobody is killed"
+    photo_folder(tmp_path/'photos', 20)
+    assert 'fastmem:' not in run_program(tmp_path, more_than_memory, cgroup_700mb, tmp_path/'photos', tmp_path/'cache')
+    shutil.rmtree(tmp_path/'cache')
 
 # --- purge ---
 
