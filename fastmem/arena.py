@@ -412,7 +412,7 @@ def verify(self:Arena,
         if not file.right(at-file.base, n, int(self.checksums[i])): self.places[i] = 0
         self.checksums[i] = 0
 
-# %% ../nbs/02_arena.ipynb #12ca0bf4
+# %% ../nbs/02_arena.ipynb #b9c03c29
 @patch
 def _drop(self:Arena, seen, file):
     "Forget what lies in `file`, unless somebody else has just done so"
@@ -430,7 +430,8 @@ def _purge_file(self:Arena, file):
     "Forget all of `file`, for all who use it, and give its disk back"
     before = file.used_bytes
     offset,n_bytes = file.clear()
-    try: n_bytes and _punch(file.fd, offset, n_bytes)
+    try:
+        if n_bytes: _punch(file.fd, offset, n_bytes)
     except OSError as e:
         if e.errno!=errno.EOPNOTSUPP: raise  # this file system has no holes: the bytes are free when the file is removed
     return max(0, before-file.used_bytes)

@@ -8,8 +8,8 @@ Docs: https://fastmem.github.io/fastmem/pixel_file.html.md"""
 __all__ = ['version', 'record_dtype', 'free_disk_bytes', 'DiskGuard', 'DamagedFile', 'no_room', 'read_head', 'source_keys',
            'match_keys', 'is_pixel_file', 'file_name', 'open_pixel_file', 'PixelFile', 'FileInfo', 'pixel_files']
 
-# %% ../nbs/01a_pixel_file.ipynb #2ee422d6
-import ctypes, errno, fcntl, hashlib, json, os, stat, struct, time, weakref, zlib
+# %% ../nbs/01a_pixel_file.ipynb #7495a5c4
+import errno, fcntl, hashlib, json, os, stat, struct, time, weakref, zlib
 from contextlib import contextmanager
 from multiprocessing import context, reduction
 from typing import NamedTuple
@@ -312,7 +312,7 @@ def _attach_file(fd, path, *args):
     res._start(path, fd.detach(), *args)
     return res
 
-# %% ../nbs/01a_pixel_file.ipynb #a49aebf4
+# %% ../nbs/01a_pixel_file.ipynb #4e8cf039
 @patch
 def extend(self:PixelFile,
     places:np.ndarray, # Numbers, larger than those before
@@ -334,7 +334,7 @@ def held(self:PixelFile)->tuple: # (places, their records)
     "Which places the file has the pixels of"
     start_s = time.monotonic()
     with _locked(self.fd):
-        try: records = _read_records(self.fd, self._state()[1], self._end()[1])
+        try: records = _read_records(self.fd, self._epoch_start()[1], self._end()[1])
         except DamagedFile as e: self.tell(e); return self.places[:0],np.empty(0, record_dtype)
         self._others_wrote = False
     records = records[self.sane(records)]
@@ -356,14 +356,14 @@ def right(self:PixelFile, at:int, n_bytes:int, crc:int)->bool:
     self.tell('some of its pixels are damaged: these images are read again.')
     return False
 
-# %% ../nbs/01a_pixel_file.ipynb #f0fab910
+# %% ../nbs/01a_pixel_file.ipynb #b11e2b32
 @patch
-def _state(self:PixelFile): return _read_state(os.pread(self.fd, _state.size, _state_at), self.now[1])
+def _epoch_start(self:PixelFile): return _read_state(os.pread(self.fd, _state.size, _state_at), self.now[1])
 
 @patch
 def _end(self:PixelFile):
     "(purges, byte at which the next chunk begins); a head alone gets its chunk. The lock is held"
-    (epoch,at),size,known = self._state(),self.now[1],self._tail
+    (epoch,at),size,known = self._epoch_start(),self.now[1],self._tail
     if known[0]==epoch: at = known[1]
     if at>size: raise DamagedFile('it was cut short')
     ends = [o+n for o,n,_ in _chunks(self.fd, at, size)]
@@ -417,12 +417,12 @@ def put(self:PixelFile,
     r['seal'] = _seals(r)
     _write_all(self.fd, r, slot[1])
 
-# %% ../nbs/01a_pixel_file.ipynb #abe35cdf
+# %% ../nbs/01a_pixel_file.ipynb #028b69a0
 @patch
 def clear(self:PixelFile)->tuple: # (offset, bytes) of what can be given back
     "Forget all images"
     with _locked(self.fd):
-        try: start,(epoch,end) = self._state()[1],self._end()
+        try: start,(epoch,end) = self._epoch_start()[1],self._end()
         except DamagedFile as e: self.tell(e); return 0,0
         _write_all(self.fd, _pack_state(epoch+1, end), _state_at)
     return start,end-start

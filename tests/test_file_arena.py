@@ -9,7 +9,9 @@ from fastmem.cache import could_make
 from fastmem.cli import fastmem_cache
 from fastmem.pixel_file import *
 from helpers import photo_folder, batches, run_program
-from test_guard import cgroup_700mb
+import test_guard
+
+cgroup_700mb = test_guard.cgroup_700mb
 
 size = (96,72)
 
@@ -192,7 +194,7 @@ def test_purge_gives_the_disk_back_and_others_notice(tmp_path):
     for o in (mine,other): o.train.cache.check()
 
 def test_a_place_filled_through_a_chunk_of_before_a_purge_is_not_used(tmp_path):
-    files = photo_folder(tmp_path/'photos', 4, size)
+    photo_folder(tmp_path/'photos', 4, size)
     a,b = [make(tmp_path/'photos', tmp_path/'cache').train for _ in range(2)]
     recipe,arena = a.columns[0].recipe,a.cache.arena
     file,planes = arena.files[recipe],np.full((3,32,43), 7, np.uint8)
