@@ -7,7 +7,7 @@ Docs: https://fastmem.github.io/fastmem/arena.html.md"""
 # %% auto #0
 __all__ = ['Place', 'Arena', 'BatchMemory']
 
-# %% ../nbs/02_arena.ipynb #bce93be8
+# %% ../nbs/02_arena.ipynb #855f8c29
 import ctypes, errno, fcntl, mmap, os, threading, warnings, weakref
 from contextlib import contextmanager
 from multiprocessing import context, reduction
@@ -18,15 +18,17 @@ import torch
 from fastcore.all import *
 
 from .guard import *
+from .pixel_file import *
 
-# %% ../nbs/02_arena.ipynb #9109666d
-_max_items,_max_processes = 1<<27,1<<16
+# %% ../nbs/02_arena.ipynb #7cbc1e42
+_max_items,_max_processes,_max_files = 1<<26,1<<16,64
 _chunk_bytes = 4<<20  # address space that a process takes at a time, and how often the guard is asked
 _align_bytes = 64     # one cache line
 
 _header = np.dtype([(o,'u8') for o in ('generation','next_byte','next_place','next_row','full','paused','skips','coming','told')])
 _parts = dict(header=(_header,1), counters=('i8',(_max_processes,2)), places=('u8',_max_items), sizes=('u4',(_max_items,4)), modes=('u1',_max_items),
-              pixel_bytes=('u1',_max_items), stamps=('u4',_max_items), keys=('u8',(_max_items,2)))
+              pixel_bytes=('u1',_max_items), stamps=('u4',_max_items), keys=('u8',(_max_items,2)),
+              checksums=('u4',_max_items), seen=('u8',(_max_files,2)))
 
 def _layout():
     "{part: (dtype, shape, offset)}, and where the pixels start, all on page boundaries"
@@ -44,7 +46,7 @@ def _pack(generation, offset): return (generation<<_offset_bits) | (offset//_ali
 def _generation(places): return places>>np.uint64(_offset_bits)
 def _offsets(places): return (places & np.uint64((1<<_offset_bits)-1)).astype(np.int64)*_align_bytes
 
-# %% ../nbs/02_arena.ipynb #2a2a959a
+# %% ../nbs/02_arena.ipynb #ef5d725c
 def _punch(fd, offset, n_bytes):
     "Give the memory of a range of `fd` back; it reads as zeros afterwards"
     keep_size,punch_hole = 1,2
@@ -58,23 +60,23 @@ def _open_file():
     raise NotImplementedError("fastmem keeps images in a memfd, which needs Linux (WSL, Colab and Kaggle are Linux): "
                               "on this system leave `.in_memory()` out")
 
-def _map(fd, sizes, **kwargs):
+def _map(fd, sizes, offset=0, **kwargs):
     "Map as much address space of `fd` as a limit on it (`ulimit -v`) lets us, largest of `sizes` first"
     for n in sizes:
-        os.ftruncate(fd, max(n, os.fstat(fd).st_size))
-        try: return mmap.mmap(fd, n, **kwargs)
+        os.ftruncate(fd, max(offset+n, os.fstat(fd).st_size))
+        try: return mmap.mmap(fd, n, offset=offset, **kwargs)
         except OSError as e:
             if e.errno!=errno.ENOMEM: raise
     raise MemoryError(f"no {human_bytes(sizes[-1])} of address space can be mapped: raise `ulimit -v`")
 
 _max_bits = 43 # of the address space for pixels
 
-def _pixel_sizes(start, guard):
+def _pixel_sizes(guard):
     "Bytes to map for pixels, largest first, such that a limit on address space leaves the guard's reserve"
-    sizes,left = [start+(1<<i) for i in range(_max_bits,27,-1)],address_space_bytes()
+    sizes,left = [1<<i for i in range(_max_bits,27,-1)],address_space_bytes()
     return [o for o in sizes if left is None or o<=left-guard.reserve_bytes] or sizes[-1:]
 
-# %% ../nbs/02_arena.ipynb #3a911fac
+# %% ../nbs/02_arena.ipynb #72bbe51a
 class Place(NamedTuple):
     "Where an image is and what it looks like"
     offset:int # Byte of the pixel mapping at which it starts
@@ -95,16 +97,16 @@ class Arena:
     def _open(self, fd, guard):
         layout,start = _layout()
         table = _map(fd, [start])
-        pixels = _map(fd, _pixel_sizes(start, guard), prot=mmap.PROT_READ)
+        pixels = _map(fd, _pixel_sizes(guard), offset=start, prot=mmap.PROT_READ)
         for name,(dtype,shape,offset) in layout.items():
             a = np.frombuffer(table, dtype, int(np.prod(shape)), offset).reshape(shape)
             setattr(self, name, a[0] if name=='header' else a)
-        self.pixels = np.frombuffer(pixels, np.uint8, offset=start)
+        self.pixels = np.frombuffer(pixels, np.uint8)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', UserWarning)  # that PyTorch has no read-only tensors: this one is read, here, and handed to nobody
             self.bytes = torch.from_numpy(self.pixels)
         store_attr('fd,guard,start')
-        self._pid = None
+        self._pid,self.files,self._top = None,{},len(self.pixels)
         guard.add(self)
         weakref.finalize(self, os.close, fd)
 
@@ -134,13 +136,14 @@ class Arena:
     def __reduce__(self):
         if context.get_spawning_popen() is None:
             raise TypeError("an Arena is memory of this machine and can't be pickled: save the images, the dataset that is wrapped, or the learner by `learn.export`")
-        return _attach, (reduction.DupFd(self.fd), self.guard)
+        return _attach, (reduction.DupFd(self.fd), self.guard, self.files)
     def __deepcopy__(self, memo): return self
 
-def _attach(fd, guard):
+def _attach(fd, guard, files):
     "The arena of the parent process, in a worker that was started by spawn or forkserver"
     res = object.__new__(Arena)
     res._open(fd.detach(), guard)
+    for key,o in files.items(): res._map_file(key, o)
     return res
 
 # %% ../nbs/02_arena.ipynb #0a14863f
@@ -187,7 +190,17 @@ def reserve_key(self:Arena,
         self.header['next_place'] = end+1
     return end
 
-# %% ../nbs/02_arena.ipynb #dfbc1dd7
+# %% ../nbs/02_arena.ipynb #a311e89a
+@patch
+def watch(self:Arena)->int: # The generation
+    "Forget the pixels of files that were purged or cut by another program"
+    for file,seen in zip(self.files.values(), self.seen):
+        now = file.now
+        if now[0]!=seen[0] or now[1]<seen[1]: self._drop(seen, file)
+        elif now[1]>seen[1]: seen[1] = now[1]
+    return self.generation
+
+# %% ../nbs/02_arena.ipynb #04e3246b
 @patch
 def _allocate(self:Arena, n_bytes):
     "Offset of `n_bytes` of this process's chunk, or `None` if the guard has no room; the thread lock is held"
@@ -199,7 +212,7 @@ def _allocate(self:Arena, n_bytes):
         fcntl.lockf(self.fd, fcntl.LOCK_EX, 1)
         try:
             first = int(self.header['next_byte'])
-            if first+chunk>len(self.pixels): self.header['full'] = 1; return None
+            if first+chunk>self._top: self.header['full'] = 1; return None
             self.header['next_byte'] = first+chunk
         finally: fcntl.lockf(self.fd, fcntl.LOCK_UN, 1)
         self._next,self._end = first,first+chunk
@@ -207,15 +220,27 @@ def _allocate(self:Arena, n_bytes):
     return self._next-n_bytes
 
 @patch
+def _take(self:Arena, n_bytes, file):
+    "Where to write `n_bytes`, in memory or in `file`; `None` if there is no room"
+    with self._own()._thread_lock: return self._allocate(n_bytes) if file is None else file.take(n_bytes)
+
+@patch
 def _put(self:Arena, planes, offset):
-    "Write the bytes of `planes`; `False` if the kernel has no room for them"
+    "Write the bytes of `planes`"
     data,done = memoryview(planes).cast('B') if planes.size else b'',0
+    while done<len(data): done += os.pwrite(self.fd, data[done:], self.start+offset+done)
+
+@patch
+def _keep(self:Arena, place, planes, full, mode, file):
+    "Offset at which the pixels are now, `None` if there is no room"
     try:
-        while done<len(data): done += os.pwrite(self.fd, data[done:], self.start+offset+done)
+        if (at := self._take(planes.nbytes, file)) is None: return None
+        if file is None: self._put(planes, at)
+        else: file.put(at, place, planes, full, mode)
     except OSError as e:
-        if e.errno not in (errno.ENOMEM, errno.ENOSPC): raise
-        self.header['full'] = 1
-    return done==len(data)
+        if no_room(e): return None
+        raise
+    return at if file is None else file.base+at[0]
 
 @patch
 def write(self:Arena,
@@ -224,19 +249,21 @@ def write(self:Arena,
     full:tuple, # (width, height) of the image in its file
     mode:int=0, # A number from 0 to 255 that says what the bands are
     stamp:int=0, # 32 bits that say which version of its file they are from
-)->bool: # Whether it was kept; `False` if the guard has no room
+    file:PixelFile=None, # One of `files` to keep them in, instead of in memory
+)->bool: # Whether it was kept; `False` if the guard, or the disk, has no room
     "Keep the pixels of an image"
-    with self._own()._thread_lock:
-        generation = self.generation
-        offset = self._allocate(planes.nbytes)
-    if offset is None: return False
-    if not self._put(planes, offset): return False
+    if file is not None and not file.knows(place): return False
+    generation = self.watch()
+    offset = self._keep(place, planes, full, mode, file)
+    if offset is None: self.header['full'] = 1; return False
     self.sizes[place] = *planes.shape[:0:-1],*full
     self.modes[place],self.pixel_bytes[place],self.stamps[place] = mode,planes.shape[0]*planes.itemsize,stamp
+    if self.files: self.checksums[place] = 0
     self.places[place] = _pack(generation, offset)  # last: from here on it is ready
+    if file is not None and file.news(): self.load(file)
     return True
 
-# %% ../nbs/02_arena.ipynb #dba50dc5
+# %% ../nbs/02_arena.ipynb #b0195bf5
 @patch
 def ready(self:Arena,
     places:np.ndarray, # Numbers of places; negative ones are never ready
@@ -248,6 +275,7 @@ def ready(self:Arena,
 @patch
 def place(self:Arena, i:int)->Place:
     "Where image `i` is, or `None` if its place is empty"
+    if self.files and i>=0 and self.checksums[i]: self.verify(np.array([i]))
     word = self.places[i]
     if i<0 or int(word)>>_offset_bits!=self.generation: return None
     w,h,fw,fh = self.sizes[i].tolist()
@@ -299,7 +327,7 @@ def image_bytes(self:Arena,
     "Bytes of the pixels of each image"
     return np.where(self.ready(places), self.sizes[places,0].astype(np.int64)*self.sizes[places,1]*self.pixel_bytes[places], 0)
 
-# %% ../nbs/02_arena.ipynb #5807a7ca
+# %% ../nbs/02_arena.ipynb #08eede77
 @patch
 def _repair(self:Arena):
     "Forget what a process that was killed while it shrank the arena stamped with a generation that never came"
@@ -316,9 +344,9 @@ def purge(self:Arena)->int: # Bytes given back
         _punch(self.fd, self.start, len(self.pixels))
         self.header['full'] = 0
         self._end = self._next  # a new chunk asks the guard again
-    return max(0, before-self.used_bytes)
+    return max(0, before-self.used_bytes) + sum(self._purge_file(o) for o in self.files.values())
 
-# %% ../nbs/02_arena.ipynb #34cc714d
+# %% ../nbs/02_arena.ipynb #1dbcc43a
 @patch
 def _kept_end(self:Arena, places, n_bytes):
     "(numbers of `places` to keep, byte from which on `n_bytes` of their pixels lie)"
@@ -330,18 +358,24 @@ def _kept_end(self:Arena, places, n_bytes):
     return places[:n_kept], int(offsets[n_kept]) if n_kept<len(places) else int(self.header['next_byte'])
 
 @patch
+def _advance(self:Arena, kept):
+    "Raise the generation, for all places but `kept`; the lock is held"
+    self.places[kept] = (_offsets(self.places[kept])//_align_bytes).astype(np.uint64) | np.uint64(_pack(self.generation+1, 0))
+    self.header['generation'] += 1
+
+@patch
 def shrink(self:Arena,
     n_bytes:int, # To give back, at least, if there is that much
 )->int: # Bytes given back
     "Forget the images filled last and give their memory back; nothing more is kept until `full` is taken back"
+    if self.files: return 0  # what files have in memory is the kernel's to give back
     with self.locked():
         self._repair()
         before,ids = self.used_bytes,np.arange(int(self.header['next_place']))
         self.header['full'],ids = 1,ids[self.ready(ids)]
         if not len(ids): return 0
         kept,end = self._kept_end(ids, n_bytes)
-        self.places[kept] = (_offsets(self.places[kept])//_align_bytes).astype(np.uint64) | np.uint64(_pack(self.generation+1, 0))
-        self.header['generation'] += 1
+        self._advance(kept)
         first = -(-(self.start+end)//mmap.PAGESIZE)*mmap.PAGESIZE
         _punch(self.fd, first, self.start+len(self.pixels)-first)
         self._end = self._next
@@ -363,7 +397,7 @@ def hits_misses(self:Arena)->tuple:
     n = int(self.header['next_row'])
     return tuple(self.counters[:n].sum(0).tolist())
 
-# %% ../nbs/02_arena.ipynb #54b52f5b
+# %% ../nbs/02_arena.ipynb #84a0c3ef
 @patch
 def check(self:Arena):
     "Raise `AssertionError` unless every ready place is aligned, inside what was handed out, and overlaps no other"
@@ -372,8 +406,87 @@ def check(self:Arena):
     offsets = _offsets(self.places[ids])
     ends = offsets+self.image_bytes(ids)
     order = np.argsort(offsets, kind='stable')
-    assert (offsets>=_align_bytes).all() and (ends<=end).all(), "a place lies outside what was handed out"
+    inside = (offsets>=_align_bytes) & (ends<=end)
+    for o in self.files.values(): inside |= (offsets>=o.base) & (ends<=o.base+o.now[1])
+    assert inside.all(), "a place lies outside what was handed out"
     assert (offsets[order][1:] >= ends[order][:-1]).all(), "two places overlap"
+
+# %% ../nbs/02_arena.ipynb #d6c7beb1
+def _map_fixed(address, n_bytes, fd):
+    "Map `fd`, from its start, over `n_bytes` of address space that are ours; beyond the end of the file, too, for it grows"
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype,libc.mmap.argtypes = ctypes.c_void_p,[ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int]*3, ctypes.c_int64]
+    shared,fixed = mmap.MAP_SHARED,0x10
+    if libc.mmap(address, n_bytes, mmap.PROT_READ, shared|fixed, fd, 0)!=address:
+        raise OSError(ctypes.get_errno(), f'mmap: {os.strerror(ctypes.get_errno())}')
+
+@patch
+def _map_file(self:Arena, key, file):
+    "Map `file` where its `base` says; one without gets half of what is left"
+    if not file.base: file.span = self._top//2; file.base = self._top-file.span
+    if file.base+file.span>self._top or file.span<file.chunk_bytes: raise MemoryError(f"no address space is left to map {file.path}: raise `ulimit -v`")
+    _map_fixed(self.pixels.ctypes.data+file.base, file.span, file.fd)
+    self._top,self.files[key] = file.base,file
+
+@patch
+def add_file(self:Arena,
+    key, # To find it by in `files`
+    file:PixelFile,
+)->PixelFile: # The same
+    "Let places have their pixels in `file`"
+    if len(self.files)==_max_files: raise MemoryError(f"{_max_files} pixel files are open: an arena has no room for {file.path}")
+    self.seen[len(self.files)] = file.now
+    self._map_file(key, file)
+    return file
+
+@patch
+def load(self:Arena,
+    file:PixelFile, # One of `files`
+):
+    "Enter the places that `file` has the pixels of"
+    generation,(places,records) = self.generation,file.held()
+    new = ~self.ready(places)
+    places,records = places[new],records[new]
+    self.sizes[places],self.modes[places],self.pixel_bytes[places] = records['size'],records['mode'],records['pixel_bytes']
+    self.checksums[places] = records['crc']
+    self.places[places] = np.uint64(_pack(generation, file.base)) + records['at']//_align_bytes
+
+# %% ../nbs/02_arena.ipynb #0568ff8e
+@patch
+def verify(self:Arena,
+    places:np.ndarray, # Numbers of places
+):
+    "Look at those of `places` whose pixels come from an earlier run, once; forget the ones that are not what was written"
+    if not self.files: return
+    places = places[(self.checksums[places]>0) & self.ready(places)]
+    for i,at,n in zip(places.tolist(), _offsets(self.places[places]).tolist(), self.image_bytes(places).tolist()):
+        file = next(o for o in self.files.values() if o.base<=at<o.base+o.span)
+        if not file.right(at-file.base, n, int(self.checksums[i])): self.places[i] = 0
+        self.checksums[i] = 0
+
+# %% ../nbs/02_arena.ipynb #b9c03c29
+@patch
+def _drop(self:Arena, seen, file):
+    "Forget what lies in `file`, unless somebody else has just done so"
+    with self.locked():
+        now = file.now
+        if now[0]==seen[0] and now[1]>=seen[1]: return
+        if now[0]==seen[0]: file.tell('it was cut short by another program: its images are read again.')
+        ids = np.arange(int(self.header['next_place']))
+        offsets = _offsets(self.places[ids])
+        self._advance(ids[self.ready(ids) & ((offsets<file.base)|(offsets>=file.base+file.span))])
+        seen[:] = now
+
+@patch
+def _purge_file(self:Arena, file):
+    "Forget all of `file`, for all who use it, and give its disk back"
+    before = file.used_bytes
+    offset,n_bytes = file.clear()
+    try:
+        if n_bytes: _punch(file.fd, offset, n_bytes)
+    except OSError as e:
+        if e.errno!=errno.EOPNOTSUPP: raise  # this file system has no holes: the bytes are free when the file is removed
+    return max(0, before-file.used_bytes)
 
 # %% ../nbs/02_arena.ipynb #fc5a3423
 class _Memory(np.ndarray): "Bytes that arrays lie over"

@@ -106,7 +106,7 @@ def find_images(
     if makes_own_items(dataset): return []
     return [(i,tl,j,cls) for i,tl in enumerate(item_lists(dataset)) for j,f in enumerate(tl.tfms.fs) if (cls := image_class(f))]
 
-# %% ../nbs/04_block.ipynb #e892c9f7
+# %% ../nbs/04_block.ipynb #1f595e3a
 def leading_resize(
     item_tfms:Pipeline, # The item transforms of a loader, in the order in which they run
 )->Resize: # `None` if something else comes first
@@ -121,7 +121,9 @@ def _in_pixels(dataset):
 
 stores = 'auto','resized','decoded','encoded'
 
-def _encoded(cls, size):
+def _encoded(dl, cls, size):
+    if getattr(dl, 'options', {}).get('path') is not None or getattr(getattr(dl, 'cache', None), 'path', None) is not None:
+        raise ValueError("store='encoded' keeps files in memory, and a path keeps pixels on disk: leave one of them out")
     if size is not None: raise ValueError(f"size={size} is of resized images, and store='encoded' keeps files as they are: leave one of them out")
     if not opens_as_stock(cls): raise ValueError(f"{cls.__name__} has a `create` of its own, which may need a file: use store='decoded'")
     return Recipe(cls, 'encoded')
@@ -135,7 +137,7 @@ def choose_recipe(
 )->Recipe:
     "How the images of `dl` are kept"
     if store not in stores: raise ValueError(f"store={store!r}: it is one of {', '.join(map(repr,stores))}")
-    if store=='encoded': return _encoded(cls, size)
+    if store=='encoded': return _encoded(dl, cls, size)
     resize,pixels = leading_resize(dl.after_item),_in_pixels(dl.dataset)
     if resize is not None and store=='auto' and (after or open_mode(cls) not in pixel_modes): return Recipe(cls)
     if store=='decoded' or (store=='auto' and size is None and (resize is None or pixels)): return Recipe(cls)
@@ -146,7 +148,7 @@ def choose_recipe(
                                         f"item_tfms are {[o.name.split(' ')[0] for o in dl.after_item.fs]}")
     return resize_recipe(cls, resize)
 
-# %% ../nbs/04_block.ipynb #c6424a72
+# %% ../nbs/04_block.ipynb #c77fb9d7
 def random_state_kept(f):
     "Call `f` and leave Python's random numbers as if it had not been"
     state = random.getstate()
@@ -163,8 +165,9 @@ modes = 'lazy','preload','stream'
 on_fulls = 'partial','stream','raise'
 on_errors = 'raise','skip'
 
-def check_guard(cache, guard):
-    if cache is not None and guard is not None: raise ValueError("give `guard` to the `ImageCache`, or leave `cache` out: a cache has a guard of its own")
+def check_guard(cache, guard, path=None):
+    for name,o in dict(guard=guard, path=path).items():
+        if cache is not None and o is not None: raise ValueError(f"give `{name}` to the `ImageCache`, or leave `cache` out: a cache has a {name} of its own")
 
 def check_word(name, value, words):
     if value not in words: raise ValueError(f"{name}={value!r}: it is one of {', '.join(map(repr,words))}")
@@ -184,14 +187,15 @@ class MemDL(TfmdDL):
         cache:ImageCache=None, # A cache to share, of other folds or sizes; a new one if `None`
         on_full:str='partial', # What does not fit: 'partial' streams the rest, 'stream' streams all, 'raise' raises `MemoryError`
         on_error:str='raise', # A bad file: 'raise' as stock does when a batch reaches it, 'skip' drops the item
+        path=None, # Folder to keep the pixels in, for the next run too; in memory if `None`
         **kwargs
     ):
         kwargs.pop('from_block', None)
         super().__init__(dataset, **kwargs)
-        check_guard(cache, guard)
-        self.attach(cache, mode=mode, store=store, size=size, guard=guard, on_full=on_full, on_error=on_error)
+        check_guard(cache, guard, path)
+        self.attach(cache, mode=mode, store=store, size=size, guard=guard, on_full=on_full, on_error=on_error, path=path)
 
-# %% ../nbs/04_block.ipynb #10f42e2e
+# %% ../nbs/04_block.ipynb #103a29e6
 def same_file(a, b): return not isinstance(a, (str,os.PathLike)) or a==b
 
 def _steady(column, n=8):
@@ -210,7 +214,7 @@ def attach(self:MemDL,
     for name,words in dict(mode=modes, on_full=on_fulls, on_error=on_errors).items(): check_word(name, options[name], words)
     self.options,self.fake_l,self.keep,self._add = options,_weak_loader(self),options['mode']!='stream',add
     self._why = self._sample = None
-    if cache is None: cache = self._living_cache() or ImageCache(options['guard'])
+    if cache is None: cache = self._living_cache() or ImageCache(options['guard'], options.get('path'))
     self.cache,self.columns = cache,random_state_kept(lambda: self._find_columns(cache, like))
     self.targets = like.targets if like is not None and like.dataset is self.dataset else {}
 
@@ -242,7 +246,8 @@ def _living_cache(self:MemDL, n=64):
         return sum(cache.find([column.file(i) for i in some], column.recipe)>=0) > len(some)/2
     def find():
         columns = [ImageColumn(tl, opener, self._recipe(tl, opener, cls)) for _,tl,opener,cls in find_images(self.dataset)]
-        return first(o for o in list(ifnone(self.options['guard'], shared_guard()).caches) if columns and all(known(o, c) for c in columns))
+        caches = [o for o in ifnone(self.options['guard'], shared_guard()).caches if o.path==cache_folder(self.options.get('path'))]
+        return first(o for o in caches if columns and all(known(o, c) for c in columns))
     if (res := random_state_kept(find)) is not None: res.resume(); res.verdict = None
     return res
 

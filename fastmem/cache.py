@@ -6,11 +6,11 @@ Docs: https://fastmem.github.io/fastmem/cache.html.md"""
 
 # %% auto #0
 __all__ = ['mode_names', 'Pixels', 'opens_as_stock', 'make_pixels', 'to_planes', 'from_planes', 'cut', 'crop_pad_planes',
-           'turn_planes', 'edit_image', 'Kept', 'ImageCache', 'Reserved', 'file_stamp', 'n_cores', 'worthwhile_threads',
-           'map_threads', 'OtherSize']
+           'turn_planes', 'edit_image', 'Kept', 'recipe_text', 'could_make', 'cache_folder', 'ImageCache', 'Reserved',
+           'file_stamp', 'n_cores', 'worthwhile_threads', 'map_threads', 'OtherSize']
 
-# %% ../nbs/03_cache.ipynb #56172fe4
-import hashlib, os, time, zlib
+# %% ../nbs/03_cache.ipynb #2b02ad0f
+import functools, hashlib, json, os, time, zlib
 from collections import deque
 from concurrent import futures
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from PIL import Image
 
 from .guard import *
 from .plan import *
+from .pixel_file import *
 from .arena import *
 
 # %% ../nbs/03_cache.ipynb #e8b18c6e
@@ -192,7 +193,7 @@ def edit_image(
     for o in edits: im = _crop_pad_image(im, **o.keywords) if o.func is crop_pad_planes else im.transpose(**o.keywords)
     return im
 
-# %% ../nbs/03_cache.ipynb #83603337
+# %% ../nbs/03_cache.ipynb #f2108c02
 def _digests(files):
     "(first, second) 8 bytes of a hash of each path (from the root, so that a changed working directory is no other file)"
     paths = [o if o.startswith(b'/') else os.path.join(os.getcwdb(), o) for o in map(os.fsencode, files)]
@@ -216,16 +217,40 @@ class Kept(NamedTuple):
         order = np.argsort(np.concatenate([self.first, digests[0]]), kind='stable')
         return Kept(*[np.concatenate(o)[order] for o in zip(self, (*digests, places.astype(np.int32)))])
 
+_pixel_version = 1 # raised when `make_pixels` makes other pixels of the same recipe
+
+def recipe_text(
+    recipe:Recipe, # How pixels are made
+)->str:
+    "What a pixel file says of its recipe, as JSON"
+    o = dict(recipe._asdict(), cls=f'{recipe.cls.__module__}.{recipe.cls.__qualname__}', mode=open_mode(recipe.cls), store=recipe.store)
+    return json.dumps({**o, 'pad_mode': str(recipe.pad_mode), 'resample': int(recipe.resample), 'pixels': _pixel_version}, sort_keys=True)
+
+def could_make(
+    recipe:Recipe, # How pixels are made
+    records:np.ndarray, # Of a pixel file
+)->np.ndarray: # A mask
+    "Which of `records` have a mode and a size that `recipe` makes"
+    n_bytes = np.array([pixel_bytes(o) if open_mode(recipe.cls) in (None,o) else 0 for o in mode_names]+[0]*(256-len(mode_names)))
+    stored,full = records['size'][:,:2].astype(np.int64).T,records['size'][:,2:].astype(np.int64).T
+    res = (n_bytes[records['mode']]==records['pixel_bytes']) & (records['pixel_bytes']>0) & (full>0).all(0) & (full<1<<24).all(0)
+    w,h = recipe.stored_size(np.where(res, full, 100))
+    return res & (w==stored[0]) & (h==stored[1])
+
+def cache_folder(path): return None if path is None else Path(path).expanduser().absolute()
+
 class ImageCache:
     "Pixels by path, in memory that all processes share"
     def __init__(self,
         guard:MemoryGuard=None, # Who is asked before bytes are taken; the shared guard if `None`
+        path=None, # Folder to keep the pixels in, in files that the next run finds warm; in memory if `None`
     ):
-        self.guard = ifnone(guard, shared_guard())
-        self.arena,self.batches,self.kept,self.planned = Arena(self.guard),BatchMemory(),{},{}
+        guard,self.path = ifnone(guard, shared_guard()),cache_folder(path)
+        self.guard = guard if path is None else DiskGuard(self.path, guard)
+        self.arena,self.batches,self.kept,self.planned = Arena(guard),BatchMemory(),{},{}
         self.reserved,self.known,self.n_seen = {},{},0
-        self.verdict,self.given_bytes = None,self.guard.given_bytes
-        self.guard.caches.add(self)
+        self.verdict,self.given_bytes = None,guard.given_bytes
+        guard.caches.add(self)
 
     def add(self,
         files:list, # Paths; anything else has no place and is never kept
@@ -235,21 +260,33 @@ class ImageCache:
         isfile = np.fromiter((isinstance(o, (str,os.PathLike)) for o in files), bool, len(files))
         paths = files if isfile.all() else [o for o,b in zip(files,isfile) if b]
         digests,kept,res = _digests(paths),self.kept.get(recipe, Kept()),np.full(len(files), -1, np.int32)
-        new = digests[:,kept.find(digests)<0]
+        new = np.flatnonzero(kept.find(digests)<0)
         if new.size:
-            new = new[:,np.unique(new[0], return_index=True)[1]]
-            first = self.arena.reserve_places(new.shape[1])
-            self.kept[recipe] = kept = kept.extended(new, first+np.arange(new.shape[1]))
-            self._plan(paths, recipe, new.shape[1])
+            new = new[np.unique(digests[0,new], return_index=True)[1]]
+            at = self.arena.reserve_places(len(new))+np.arange(len(new))
+            self.kept[recipe] = kept = kept.extended(digests[:,new], at)
+            added = [paths[i] for i in new]
+            if self.path is not None: self._load(recipe, at, source_keys(digests[:,new], added))
+            self._plan(added, recipe, self.arena.image_bytes(at))
         res[isfile] = kept.find(digests)
         return res
 
-    def _plan(self, files, recipe, n_new):
-        "Remember what the new ones of `files` will take"
-        total,error = sample_bytes(files, recipe)
+    def _plan(self, files, recipe, held_bytes):
+        "Remember what new `files` will take, of which each has so many bytes in a file already"
+        total,error = sample_bytes([files[i] for i in np.flatnonzero(held_bytes==0)], recipe)
         n,so_far,_ = self.planned.get(recipe, (0,0,0.))
-        self.planned[recipe] = n+n_new, so_far+total*n_new//len(files), error
+        self.planned[recipe] = n+len(files), so_far+total+int(held_bytes.sum()), error
         self.verdict = None
+
+    def _load(self, recipe, places, keys):
+        "Take what the file of `recipe` has of `places`"
+        file = self.file(recipe) or self.arena.add_file(recipe, PixelFile(self.path, recipe_text(recipe), functools.partial(could_make, recipe)))
+        file.extend(places, keys)
+        self.arena.load(file)
+
+    def file(self, recipe:Recipe)->PixelFile:
+        "Where the pixels of `recipe` are kept, `None` for memory"
+        return self.arena.files.get(recipe)
 
     def find(self,
         files:list, # Paths
@@ -263,17 +300,23 @@ class ImageCache:
     def plan(self)->MemoryPlan:
         "What all files that have a place would take, beside what the guard allows this cache in all"
         n,total,errors = zip(*self.planned.values()) if self.planned else ((0,),(0,),(0.,))
-        return make_plan(sum(n), sum(total), ' and '.join(sorted({o.store for o in self.planned})), self.guard, max(errors), self.arena.used_bytes)
+        return make_plan(sum(n), sum(total), ' and '.join(sorted({o.store for o in self.planned})), self.guard, max(errors),
+                         self.arena.used_bytes if self.path is None else self.n_bytes()[1])
 
     def n_bytes(self)->tuple:
         "(images in memory, bytes of their pixels)"
         n_bytes = self.arena.image_bytes(np.arange(int(self.arena.header['next_place'])))
         return int((n_bytes>0).sum()),int(n_bytes.sum())
 
+    @property
+    def held_bytes(self)->int:
+        "What the cache takes of what its guard allows: bytes of memory, or of its files"
+        return self.arena.used_bytes if self.path is None else sum(o.used_bytes for o in self.arena.files.values())
+
     def __deepcopy__(self, memo): return self
     def __repr__(self):
         n,n_bytes = self.n_bytes()
-        return f'ImageCache: {n:,} images, {human_bytes(n_bytes)}'
+        return f'ImageCache: {n:,} images, {human_bytes(n_bytes)}' + (f' in {self.path}' if self.path else '')
 
 # %% ../nbs/03_cache.ipynb #2d7cccb1
 class Reserved(NamedTuple):
@@ -318,17 +361,17 @@ def known_places(self:ImageCache)->np.ndarray:
     self.n_seen = n
     return np.array(list(self.known.values()), np.int64)
 
-# %% ../nbs/03_cache.ipynb #15865fa6
+# %% ../nbs/03_cache.ipynb #3a4bddb8
 @patch
 def _image(self:ImageCache, place, cls, region):
     "An image of `cls` with what `region(planes, full size)` shows of the stored planes; `None` if the place is empty"
-    generation = self.arena.generation
+    generation = self.arena.watch()
     at = self.arena.place(place)
     if at is None: return None
     if at.mode==_bytes_mode: return self._open_kept(at, cls, generation)
     mode = mode_names[at.mode]
     im = from_planes(region(self.arena.view(at, *pixel_modes[mode]), at.full), mode, cls)
-    return im if self.arena.generation==generation else None
+    return im if self.arena.watch()==generation else None
 
 def file_stamp(
     file, # Path, or anything else
@@ -374,7 +417,7 @@ def _make(self:ImageCache, place, file, recipe, keep):
     if pixels.im.mode not in pixel_modes: return pixels
     pixels = pixels._replace(planes=to_planes(pixels.im))
     if keep:
-        self.arena.write(place, pixels.planes, pixels.full, mode_names.index(pixels.im.mode), stamp)
+        self.arena.write(place, pixels.planes, pixels.full, mode_names.index(pixels.im.mode), stamp, self.file(recipe))
     return pixels
 
 @patch
@@ -473,11 +516,12 @@ def _submit_next(pool, f, items):
         res.set_exception(e)
         return res
 
-# %% ../nbs/03_cache.ipynb #4329257f
+# %% ../nbs/03_cache.ipynb #a62b7480
 @patch
 def _copyable(self:ImageCache, places, recipe, out):
     "Which places hold an image of which a window of the size of `out` can be copied as it is"
     arena,(H,W) = self.arena,out.shape[2:]
+    arena.verify(places)
     res = arena.ready(places) & (arena.modes[places]==mode_names.index(open_mode(recipe.cls)))
     if recipe.method=='crop': return res
     return res & (arena.sizes[places,0]==W) & (arena.sizes[places,1]==H)
@@ -485,24 +529,24 @@ def _copyable(self:ImageCache, places, recipe, out):
 @patch
 def _copy_ready(self:ImageCache, places, recipe, pcts, out):
     "Copy the windows of the images that are there into `out`; a mask of those that were"
-    generation = self.arena.generation
+    generation = self.arena.watch()
     ready = self._copyable(places, recipe, out)
     if not ready.any(): return ready
     ids,left,top = np.where(ready, places, places[ready.argmax()]),0,0  # what is not there is written over
     if recipe.method=='crop': left,top = grid_window(self.arena.sizes[ids,2:].T, recipe.size, np.asarray(pcts).T)
     self.arena.copy_windows(ids, left, top, out)
-    return ready if self.arena.generation==generation else np.zeros(len(places), bool)
+    return ready if self.arena.watch()==generation else np.zeros(len(places), bool)
 
 class OtherSize(Exception): "An image of a batch has another size than the first"
 
 @patch
 def _show(self:ImageCache, place, file_of, recipe, shown, out, keep):
     "Write what `shown(planes, full size)` makes of one image to `out`; whether it was in memory"
-    generation,at = self.arena.generation,self.arena.place(place) if place>=0 else None
+    generation,at = self.arena.watch(),self.arena.place(place) if place>=0 else None
     if (planes := self._planes(at, recipe.cls, generation)) is not None:
         planes = shown(planes, at.full)
         if planes.shape==out.shape: out[:] = planes
-        if self.arena.generation==generation and planes.shape==out.shape: return True
+        if self.arena.watch()==generation and planes.shape==out.shape: return True
     pixels = self._make(place, file_of(), recipe, keep and at is None)
     planes = shown(pixels.planes, pixels.full)
     if planes.shape!=out.shape: raise OtherSize(f'{file_of()} is {planes.shape[:0:-1]}, the batch is {out.shape[:0:-1]}')
@@ -541,7 +585,7 @@ def gather(self:ImageCache,
     self.arena.count(n_hits, len(places)-n_hits)
     return out
 
-# %% ../nbs/03_cache.ipynb #5c38376a
+# %% ../nbs/03_cache.ipynb #e1628817
 @patch
 def _fill_one(self:ImageCache, place, source, make):
     "The error if `source` could not be read, `None` if it was or needs not be"
@@ -562,6 +606,7 @@ def fill(self:ImageCache,
     todo = np.flatnonzero((places>=0) & ~self.arena.ready(places))
     if not len(todo): return {}
     make = ifnone(make, partial(self._make, keep=True))
+    if self.path is not None: todo = np.roll(todo, -(os.getpid()*7919%len(todo)))  # another process that fills the file begins elsewhere
     errors,bar,start_s = {},progress_bar(todo, display=show),time.perf_counter()
     n_workers = ifnone(n_workers, worthwhile_threads(source_of(todo[0])[0], n_cores()))
     filling = map_threads(lambda i: self._fill_one(int(places[i]), source_of(i), make), todo, n_workers)
@@ -576,7 +621,7 @@ def fill(self:ImageCache,
 @patch
 def _progress(self:ImageCache, n, start_s):
     "Rate, bytes and budget, for the bar"
-    return f'{n/(time.perf_counter()-start_s):,.0f}/s, {human_bytes(self.arena.used_bytes)}, {human_bytes(self.guard.budget())} left'
+    return f'{n/(time.perf_counter()-start_s):,.0f}/s, {human_bytes(self.held_bytes)}, {human_bytes(self.guard.budget())} left'
 
 @patch
 def changed(self:ImageCache,

@@ -1,4 +1,4 @@
-"""The plan, the demo and the benchmark, from a terminal
+"""The plan, the files, the demo and the benchmark, from a terminal
 
 Docs: https://fastmem.github.io/fastmem/cli.html.md"""
 
@@ -10,9 +10,9 @@ __all__ = ['text_table', 'folder_plans', 'plan_report', 'limited_guard', 'fastme
            'run_demo', 'speed_cells', 'demo_report', 'fastmem_demo', 'spread', 'readable', 'n_in_time', 'pick',
            'sample_guard', 'run_bench', 'with_stock', 'bench_report', 'bench_label', 'text_bars', 'plot_bench',
            'named_arch', 'step_batch', 'train_rate', 'epoch_estimate_s', 'human_s', 'verdict', 'check_bench',
-           'bench_heading', 'timed_model', 'save_plot', 'fastmem_bench']
+           'bench_heading', 'timed_model', 'save_plot', 'fastmem_bench', 'cache_row', 'cache_report', 'fastmem_cache']
 
-# %% ../nbs/08_cli.ipynb #6bb94fb2
+# %% ../nbs/08_cli.ipynb #a1606c80
 import io, statistics, tempfile, time
 from contextlib import redirect_stdout
 from typing import Annotated, NamedTuple
@@ -24,6 +24,7 @@ from fastcore.script import call_parse
 from .all import *
 from .cache import map_threads, n_cores
 from .guard import memory_pressure_frac
+from .pixel_file import pixel_files
 from .plan import get_images
 
 # %% ../nbs/08_cli.ipynb #280cbfc3
@@ -499,3 +500,34 @@ def fastmem_bench(
     model = timed_model(good, make_model, size, bs) if make_model else ('your model', model_images_per_s)
     print(verdict(res, plan.n_items, *model))
     if plot: save_plot(res, plot)
+
+# %% ../nbs/08_cli.ipynb #31140357
+def cache_row(
+    o, # `FileInfo`
+)->list:
+    "A pixel file as a row of text"
+    if o.why: return [o.path.name, o.why, '', '', human_bytes(o.used_bytes)]
+    get = o.recipe.get
+    size = 'x'.join(map(str, get('size') or ())) or 'whole'
+    return [o.path.name, f'{get("cls", "").rpartition(".")[2]} {get("method") or ""}'.strip(), size, f'{o.n_items:,}', human_bytes(o.used_bytes)]
+
+def cache_report(
+    files:list, # Of `FileInfo`
+    folder, # Where they are
+)->str:
+    "The table of the pixel files"
+    if not files: return f'no pixel files in {folder}'
+    return text_table([['file','recipe','size','images','disk'], *map(cache_row, files)])
+
+@call_parse
+def fastmem_cache(
+    what:Annotated[str, {'choices':('ls','rm')}], # 'ls' lists the pixel files, 'rm' removes them
+    path:str, # The folder that was given to `in_memory(path=...)`
+):
+    "List or remove the pixel files in PATH, and nothing else"
+    try: files = pixel_files(path)
+    except FileNotFoundError as e: raise SystemExit(f'fastmem-cache: {e}')
+    print(cache_report(files, path))
+    if what=='rm':
+        for o in files: o.path.unlink()
+        print(f'{len(files)} removed')

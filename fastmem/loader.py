@@ -496,7 +496,7 @@ def after_iter(self:MemDL):
     super(MemDL, self).after_iter()
     if self.columns and self.keep and self.cache.arena.header['full']: tell_full(self.cache)
 
-# %% ../nbs/05_loader.ipynb #cdc5d4b0
+# %% ../nbs/05_loader.ipynb #227ffc01
 def tell(
     cache:ImageCache, # What it is about
     text:str, # One line
@@ -546,7 +546,7 @@ def tell_full(
     "Say that the guard stopped the fill"
     tell_given(cache)  # if it took images back, that is the news
     guard = cache.guard
-    tell(cache, f'{guard.binding()} leaves no room for more than {human_bytes(cache.arena.used_bytes)} of {words.things}: '
+    tell(cache, f'{guard.binding()} leaves no room for more than {human_bytes(cache.held_bytes)} of {words.things}: '
                 f'the rest is read from {words.origin}. {_sentence(words.way_out)}, or more memory, would change that.')
 
 def fill_columns(
@@ -588,7 +588,7 @@ def report_fill(
     if errors: print(f'fastmem: {len(errors)} {words.sources} can\'t be read; a batch that reaches one raises its error:')
     for file,error in errors.items(): print(f'  {file}: {type(error).__name__}: {error}')
 
-# %% ../nbs/05_loader.ipynb #4f7ad4d3
+# %% ../nbs/05_loader.ipynb #11d255dd
 def _memory_dls(dls):
     inner = [getattr(o, 'dl', o) if not isinstance(o, MemDL) else o for o in dls.loaders]  # a distributed loader wraps ours
     res = [o for o in inner if isinstance(o, MemDL) and o.columns]
@@ -613,11 +613,12 @@ def in_memory(self:DataLoaders,
     cache:ImageCache=None, # A cache to share, of other folds or sizes; a new one if `None`
     on_full:str='partial', # What does not fit: 'partial' streams the rest, 'stream' streams all, 'raise' raises `MemoryError`
     on_error:str='raise', # A bad file: 'raise' as stock does when a batch reaches it, 'skip' drops the item
+    path=None, # Folder to keep the pixels in, for the next run too; in memory if `None`
 )->DataLoaders: # The same object
     "Keep the images of these `DataLoaders` in memory, from now on"
     check_images(self)
-    check_guard(cache, guard)
-    options = dict(mode=mode, store=store, size=size, guard=guard, on_full=on_full, on_error=on_error)
+    check_guard(cache, guard, path)
+    options = dict(mode=mode, store=store, size=size, guard=guard, on_full=on_full, on_error=on_error, path=path)
     if len(ifnone(guard, shared_guard()).arenas): gc.collect()  # a dropped Learner and its cache are a cycle
     loaders,given = [],cache
     for dl in self.loaders:
@@ -625,7 +626,7 @@ def in_memory(self:DataLoaders,
         loaders.append(dl)
     for o in loaders:
         if getattr(o, 'columns', None): cache.guard.expect(o, o.in_flight_bytes())
-    if store=='auto' and mode!='stream' and (why := prefer_encoded(loaders)):
+    if store=='auto' and path is None and mode!='stream' and (why := prefer_encoded(loaders)):
         tell(cache, why)
         return self.in_memory(mode, 'encoded', size, guard, given, on_full, on_error)
     decide(cache, options)
@@ -651,7 +652,7 @@ def purge(self:DataLoaders)->int: # Bytes given back
     dls = _memory_dls(self)
     return dls[0].cache.purge(pause=dls[0].options['mode']=='preload')
 
-# %% ../nbs/05_loader.ipynb #b0e97829
+# %% ../nbs/05_loader.ipynb #222b6c4a
 class CacheStats(NamedTuple):
     "What is in memory"
     n_items:int # Images of these loaders
@@ -665,6 +666,7 @@ class CacheStats(NamedTuple):
     mode:str # 'lazy', 'preload' or 'stream'
     store:str # 'decoded', 'resized', or both
     batches:str # 'gathered', or why they are made item by item
+    path:str='' # Folder that the pixels are in; '' for memory
     loaders:tuple=() # Whose images these are
 
     def check(self)->L:
@@ -682,7 +684,7 @@ class CacheStats(NamedTuple):
         return self.n_cached/max(1, self.n_items)
 
     def _rows(self):
-        return dict(images=f'{self.n_cached:,} of {self.n_items:,} in memory ({self.cached_frac:.0%})', bytes=human_bytes(self.cached_bytes),
+        return dict(images=f'{self.n_cached:,} of {self.n_items:,} in {self.path or "memory"} ({self.cached_frac:.0%})', bytes=human_bytes(self.cached_bytes),
                     reads=f'{self.hits:,} hits, {self.misses:,} misses ({self.hit_rate:.1%} hits)',
                     left=f'{human_bytes(self.budget_bytes)} may be taken (bound by {self.bound_by}), {human_bytes(self.available_bytes)} available',
                     store=f'{self.store}, {self.mode}', batches=self.batches)
@@ -703,7 +705,7 @@ def memory(self:DataLoaders)->CacheStats:
     return CacheStats(n_items=int((places>=0).sum())+n_unkept, n_cached=int((n_bytes>0).sum()), cached_bytes=int(n_bytes.sum()), hits=hits, misses=misses,
                       budget_bytes=cache.guard.budget(), available_bytes=available_memory(), bound_by=cache.guard.binding(),
                       mode=options['mode'], store=' and '.join(sorted({c.recipe.store for c in columns})),
-                      batches=f'item by item: {why}' if why else 'gathered', loaders=tuple(dls))
+                      batches=f'item by item: {why}' if why else 'gathered', path=str(cache.path or ''), loaders=tuple(dls))
 
 @patch
 def refresh(self:DataLoaders)->L: # Paths

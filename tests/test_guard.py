@@ -142,7 +142,7 @@ def test_caches_of_one_guard_count_together(tmp_path):
     "Inputs, targets, and several loaders of a process: one limit, one shortage"
     photo_folder(tmp_path, 40)
     guard = MemoryGuard(limit_bytes=20_000_000)
-    a,b = [make(tmp_path, num_workers=0).in_memory(guard=guard, mode='preload') for _ in range(2)]
+    a,b = [make(tmp_path, num_workers=0).in_memory(cache=ImageCache(guard), mode='preload') for _ in range(2)]
     assert guard.used_bytes>=a.memory.cached_bytes+b.memory.cached_bytes
     assert guard.limits()['limit_bytes']==20_000_000-guard.used_bytes
     n = a.memory.cached_bytes+b.memory.cached_bytes//2

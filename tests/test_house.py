@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).parents[1]
-house = ['guard','plan','arena','cache','block','loader','learner','image_list','dataset','cli']
+house = ['guard','plan','pixel_file','arena','cache','block','loader','learner','image_list','dataset','cli']
 
 def imports(path):
     "Names of the fastmem modules that a module imports, wherever in it the import stands"

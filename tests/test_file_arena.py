@@ -1,0 +1,491 @@
+"Pixels in files: what the next run finds, who else may write, and what nobody can break"
+import contextlib, functools, io, os, random, shutil, signal, stat, subprocess, sys, time, traceback, zlib
+
+import pytest
+from fastai.vision.all import *
+from fastmem import pixel_file
+from fastmem.all import *
+from fastmem.cache import could_make
+from fastmem.cli import fastmem_cache
+from fastmem.pixel_file import *
+from helpers import photo_folder, batches, run_program
+import test_guard
+
+cgroup_700mb = test_guard.cgroup_700mb
+
+size = (96,72)
+
+def stock(path, size=32, workers=0, item_tfms=None):
+    set_seed(0)
+    return ImageDataLoaders.from_folder(path, valid_pct=.2, seed=1, item_tfms=item_tfms or Resize(size), bs=8, num_workers=workers, device='cpu')
+
+def make(path, cache, mode='lazy', guard=None, on_full='partial', **kwargs):
+    return stock(path, **kwargs).in_memory(path=cache, mode=mode, guard=guard, on_full=on_full)
+
+def same(a, b): return len(a)==len(b) and all(torch.equal(x, y) for o,p in zip(a, b) for x,y in zip(o, p))
+
+def one_pass(dls):
+    "All batches, the same for each pass of each dls"
+    set_seed(7)
+    for dl in dls.loaders: dl.rng.seed(7)
+    return [b for dl in batches(dls)[0] for b in dl]
+
+def spoil(files):
+    "Make the sources unreadable, and leave their size and times"
+    for o in files:
+        t = o.stat()
+        o.write_bytes(bytes(t.st_size))
+        os.utime(o, ns=(t.st_atime_ns, t.st_mtime_ns))
+
+def the_file(folder):
+    path, = folder.glob('fastmem-*.fmc')
+    return path
+
+# --- the next run ---
+
+second_run = '''
+import sys
+opened = []
+sys.addaudithook(lambda event,args: opened.append(str(args[0])) if event=='open' else None)
+from test_file_arena import *
+if __name__=='__main__':
+    path,cache,expected = map(Path, sys.argv[1:])
+    expected = torch.load(expected, weights_only=False)
+    all_dls = {o: stock(path, workers=o) for o in (0,2)}  # fastai itself opens the first image, to see its type
+    spoil(get_image_files(path)); opened.clear()
+    for workers,dls in all_dls.items():
+        dls.in_memory(path=cache)
+        assert dls.memory.n_cached==dls.memory.n_items==40, dls.memory
+        assert same(one_pass(dls), expected[workers]) and dls.memory.misses==0, dls.memory
+        dls.train.cache.check()
+    assert not (of_source := [o for o in opened if o.endswith('.jpg')]), of_source
+'''
+
+def test_the_second_run_is_warm_and_opens_no_source(tmp_path):
+    photo_folder(tmp_path/'photos', 40, size)
+    torch.save({w: one_pass(make(tmp_path/'photos', tmp_path/'cache', workers=w)) for w in (0,2)}, tmp_path/'expected')
+    run_program(tmp_path, second_run, tmp_path/'photos', tmp_path/'cache', tmp_path/'expected')
+
+spawned = '''
+import torch.multiprocessing as mp, sys
+from fastai.vision.all import *
+from test_file_arena import *
+if __name__=='__main__':
+    mp.set_start_method('spawn')
+    path,cache = map(Path, sys.argv[1:])
+    dls = make(path, cache, workers=1)
+    for b in dls.train: pass
+    n = dls.memory.n_cached
+    assert n==dls.memory.misses==len(dls.train_ds), dls.memory
+    again = stock(path)
+    spoil(get_image_files(path))
+    dls = again.in_memory(path=cache)
+    for b in dls.train: pass
+    assert dls.memory.n_cached==n and dls.memory.misses==0, dls.memory
+    dls.train.cache.check()
+'''
+
+def test_spawned_workers_fill_the_file(tmp_path):
+    photo_folder(tmp_path/'photos', 40, size)
+    run_program(tmp_path, spawned, tmp_path/'photos', tmp_path/'cache')
+
+def test_a_changed_source_is_read_again_and_a_deleted_one_is_forgotten(tmp_path):
+    files = photo_folder(tmp_path/'photos', 20, size)
+    one_pass(make(tmp_path/'photos', tmp_path/'cache'))
+    Image.fromarray(np.full((72,96,3), 200, np.uint8)).save(files[3], quality=95)
+    files[5].unlink()
+    dls = make(tmp_path/'photos', tmp_path/'cache')
+    assert (dls.memory.n_cached,dls.memory.n_items)==(18,19)
+    cache,column = dls.train.cache,dls.train.columns[0]
+    assert same(one_pass(dls), one_pass(make(tmp_path/'photos', None))) and dls.memory.misses==1
+    place, = cache.find([files[3]], column.recipe)
+    assert abs(np.asarray(cache.read(place, files[3], column.recipe)).astype(int)-200).max()<3
+    gone, = cache.add([files[5]], column.recipe)
+    with pytest.raises(FileNotFoundError): cache.read(gone, files[5], column.recipe)
+
+def test_another_order_and_another_split_find_the_same_pixels(tmp_path):
+    photo_folder(tmp_path/'photos', 20, size)
+    one_pass(make(tmp_path/'photos', tmp_path/'cache'))
+    files = get_image_files(tmp_path/'photos')[::-1]
+    dls = ImageDataLoaders.from_path_func('.', files, parent_label, valid_pct=.5, seed=3, item_tfms=Resize(32), bs=4, num_workers=0, device='cpu')
+    dls.in_memory(cache=ImageCache(path=tmp_path/'cache'))
+    assert dls.memory.n_cached==20
+    one_pass(dls)
+    assert dls.memory.misses==0
+
+def test_sources_named_from_another_folder(tmp_path, monkeypatch):
+    photo_folder(tmp_path/'photos', 10, size)
+    one_pass(make(tmp_path/'photos', tmp_path/'cache'))
+    monkeypatch.chdir(tmp_path)
+    assert make(Path('photos'), 'cache').memory.n_cached==10
+
+@pytest.mark.parametrize('tfm', [Resize(32), Resize((24,40)), Resize(32, method='squish'), Resize(32, method='pad', pad_mode='zeros'), CropPad(40)])
+def test_each_recipe_has_a_file_of_its_own(tmp_path, tfm):
+    photo_folder(tmp_path/'photos', 10, size)
+    one_pass(make(tmp_path/'photos', tmp_path/'cache', size=48))
+    expected = one_pass(make(tmp_path/'photos', None, item_tfms=tfm))
+    one_pass(make(tmp_path/'photos', tmp_path/'cache', item_tfms=tfm))
+    dls = make(tmp_path/'photos', tmp_path/'cache', item_tfms=tfm)
+    assert dls.memory.n_cached==10 and len(list((tmp_path/'cache').iterdir()))==2
+    assert same(one_pass(dls), expected) and dls.memory.misses==0
+    dls.train.cache.check()
+
+def test_masks_and_images_of_one_cache(tmp_path):
+    files = photo_folder(tmp_path/'photos', 10, size)
+    for o in files: Image.open(o).convert('L').point(lambda v: v//64).save(o.with_suffix('.png'))
+    def dls_of(path):
+        set_seed(0)
+        block = DataBlock((ImageBlock, MaskBlock), get_items=lambda _: files, get_y=lambda o: o.with_suffix('.png'), item_tfms=Resize(32))
+        return block.dataloaders(tmp_path, bs=4, num_workers=0, device='cpu').in_memory(path=path)
+    expected = one_pass(dls_of(None))
+    one_pass(dls_of(tmp_path/'cache'))
+    dls = dls_of(tmp_path/'cache')
+    assert dls.memory.n_cached==20 and same(one_pass(dls), expected) and dls.memory.misses==0
+    assert sorted(o.n_items for o in pixel_files(tmp_path/'cache'))==[10,10]
+
+def test_it_is_said_where_the_pixels_are(tmp_path):
+    photo_folder(tmp_path/'photos', 10, size)
+    dls = make(tmp_path/'photos', tmp_path/'cache')
+    assert dls.memory.path==str(tmp_path/'cache') and dls.memory.bound_by=='free disk' and str(tmp_path/'cache') in repr(dls.memory)
+    with pytest.raises(ValueError, match='give `path` to the `ImageCache`'): dls.in_memory(cache=ImageCache(), path=tmp_path)
+
+def test_a_budget_of_memory_does_not_bind_the_file(tmp_path):
+    "RAM first, then the file: what `limit_bytes` has no room for is decoded once"
+    photo_folder(tmp_path/'photos', 40, size)
+    dls = make(tmp_path/'photos', tmp_path/'cache', guard=MemoryGuard(limit_bytes=50_000))
+    for _ in range(2): one_pass(dls)
+    assert dls.memory.cached_bytes>100_000 and (dls.memory.n_cached,dls.memory.misses)==(40,40)
+
+more_than_memory = '''
+import sys
+open(sys.argv[1]+'/cgroup.procs', 'w').write('0')
+from test_file_arena import *
+if __name__=='__main__':
+    files = get_image_files(sys.argv[2])
+    (links := Path(sys.argv[2])/'many').mkdir()
+    for i in range(800): (links/f'{i}.jpg').hardlink_to(files[i%len(files)])
+    def decoded(path): return ImageDataLoaders.from_folder(path, valid_pct=.2, seed=1, item_tfms=RandomResizedCrop(64), bs=16, num_workers=2, device='cpu')
+    dls = decoded(links).in_memory(path=sys.argv[3])
+    for _ in range(2): one_pass(dls)
+    m = dls.memory
+    assert m.n_cached==m.misses==m.hits==800 and m.cached_bytes>300_000_000, m
+    print(m)
+'''
+
+def test_a_file_larger_than_memory(tmp_path, cgroup_700mb):
+    "fastai leaves some 170 MB of 700; 360 MB of pixels are decoded once, and nobody is killed"
+    photo_folder(tmp_path/'photos', 20)
+    assert 'fastmem:' not in run_program(tmp_path, more_than_memory, cgroup_700mb, tmp_path/'photos', tmp_path/'cache')
+    shutil.rmtree(tmp_path/'cache')
+
+# --- purge ---
+
+def test_purge_gives_the_disk_back_and_others_notice(tmp_path):
+    photo_folder(tmp_path/'photos', 40, size)
+    mine,other = [make(tmp_path/'photos', tmp_path/'cache', mode=o) for o in ('preload','lazy')]
+    other = make(tmp_path/'photos', tmp_path/'cache')
+    expected = one_pass(other)
+    assert other.memory.misses==0 and mine.memory.cached_bytes>=40*32*32*3
+    given_back_bytes = mine.purge()
+    assert given_back_bytes>=.9*mine.train.cache.arena.sizes[:40,:2].prod(1).sum()*3 and the_file(tmp_path/'cache').stat().st_blocks*512<=8192
+    assert mine.purge()==0
+    assert same(one_pass(other), expected) and other.memory.misses==40
+    assert make(tmp_path/'photos', tmp_path/'cache').memory.n_cached==40, 'what was read again is there again'
+    for o in (mine,other): o.train.cache.check()
+
+def test_a_place_filled_through_a_chunk_of_before_a_purge_is_not_used(tmp_path):
+    photo_folder(tmp_path/'photos', 4, size)
+    a,b = [make(tmp_path/'photos', tmp_path/'cache').train for _ in range(2)]
+    recipe,arena = a.columns[0].recipe,a.cache.arena
+    file,planes = arena.files[recipe],np.full((3,32,43), 7, np.uint8)
+    slot = file.take(planes.nbytes)
+    b.cache.purge()
+    file.put(slot, 0, planes, (96,72), 1)
+    assert make(tmp_path/'photos', tmp_path/'cache').memory.n_cached==0
+    assert arena.write(0, planes, (96,72), 1, file) and a.cache.arena.watch()==a.cache.arena.generation and arena.ready(np.array([0])).all()
+
+# --- several at once ---
+
+def in_child(f, *args):
+    "Start `f` in a process of its own; its id"
+    if (pid := os.fork()): return pid
+    torch.set_num_threads(1)  # threads of OpenMP do not survive a fork
+    try: f(*args); os._exit(0)
+    except BaseException: traceback.print_exc(file=sys.__stderr__); os._exit(9)
+
+def ended_well(pid): return os.waitpid(pid, 0)[1]==0
+
+def fill(path, cache, workers, start_s):
+    dls = make(path, cache, workers=workers)
+    time.sleep(max(0, start_s-time.time()))
+    for _ in range(2): one_pass(dls)
+    dls.preload()
+    assert dls.memory.n_cached==120, dls.memory
+    dls.train.cache.check()
+
+@pytest.mark.parametrize('workers', [0,2])
+def test_two_processes_fill_one_file(tmp_path, workers):
+    photo_folder(tmp_path/'photos', 120, (240,180))
+    both = [in_child(fill, tmp_path/'photos', tmp_path/'cache', workers, time.time()+1) for _ in range(2)]
+    assert all([ended_well(o) for o in both])
+    dls = make(tmp_path/'photos', tmp_path/'cache')
+    assert dls.memory.n_cached==120
+    assert same(one_pass(dls), one_pass(make(tmp_path/'photos', None))) and dls.memory.misses==0
+    dls.train.cache.check()
+
+def test_what_another_process_has_kept_meanwhile_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(PixelFile, 'chunk_bytes', 2048)
+    a,b = [small_arena(tmp_path) for _ in range(2)]
+    for i in range(20): a[0].write(i, true_pixels(i), (99,88), 1, a[1])
+    b[1]._look_s = 0  # it has just looked
+    for i in range(20,24): b[0].write(i, true_pixels(i), (99,88), 1, b[1])
+    assert b[0].ready(np.arange(24)).all()
+
+# --- killed ---
+
+n_places = 400
+recipe = Recipe(size=(16,16), method='squish')
+
+def true_pixels(i): return np.random.default_rng(i).integers(0, 256, (3,16,16), dtype=np.uint8)
+
+def small_arena(folder, n=n_places):
+    "(arena, file) with places 0 to n-1 of made-up sources"
+    arena = Arena(MemoryGuard())
+    file = arena.add_file(recipe, PixelFile(folder, '{}', functools.partial(could_make, recipe)))
+    arena.reserve_places(n)
+    file.extend(np.arange(n), np.stack([np.random.default_rng(0).integers(0, 1<<63, n), *np.ones((3,n), int)], 1).astype(np.uint64))
+    arena.load(file)
+    return arena,file
+
+def fill_until_killed(folder):
+    arena,file = small_arena(folder)
+    rng = random.Random(os.getpid())
+    while True:
+        for i in rng.sample(range(n_places), 100):
+            if arena.place(i) is None: assert arena.write(i, true_pixels(i), (99,88), 1, file)
+            elif rng.random()<.02: arena.purge()
+
+def killed_child(f, *args, after_s):
+    pid = in_child(f, *args)
+    time.sleep(after_s)
+    os.kill(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1]
+
+def test_killed_at_200_random_points(tmp_path, monkeypatch, capsys):
+    "Every file opens, and what it says to have is right: looked at in the pixels themselves, not by their checksums"
+    monkeypatch.setattr(PixelFile, 'chunk_bytes', 16_000)
+    rng,counts = random.Random(0),[]
+    for k in range(200):
+        folder = tmp_path/str(k//20)
+        assert killed_child(fill_until_killed, folder, after_s=rng.random()*.04)==signal.SIGKILL
+        arena,_ = small_arena(folder)
+        ready = np.flatnonzero(arena.ready(np.arange(n_places)))
+        for i in ready:
+            o = int(arena.places[i]) & (1<<40)-1
+            assert np.array_equal(arena.pixels[o*64:o*64+768].reshape(3,16,16), true_pixels(i)), (k,i)
+        arena.verify(ready); arena.check()
+        assert arena.ready(ready).all()
+        counts.append(len(ready))
+    assert len(set(counts))>20 and max(counts)>100, counts
+    assert 'anew' not in capsys.readouterr().out
+    for o in range(10): shutil.rmtree(tmp_path/str(o))
+
+def test_killed_with_the_lock(tmp_path):
+    arena,file = small_arena(tmp_path)
+    def hold():
+        with pixel_file._locked(file.fd): time.sleep(60)
+    killed_child(hold, after_s=.2)
+    assert arena.write(0, true_pixels(0), (99,88), 1, file)
+
+# --- damaged ---
+
+def sample_file(folder, n=12):
+    "The bytes of a pixel file with `n` images in several chunks"
+    arena,file = small_arena(folder)
+    file.chunk_bytes = 3072
+    for i in range(n): assert arena.write(i, true_pixels(i), (99,88), 1, file)
+    return file.path.read_bytes()
+
+def offsets(data):
+    "Where the head, the state, the chunks and the records are"
+    at,chunks = 4096,[]
+    while at<len(data):
+        _,n_bytes,n,_ = pixel_file._chunk.unpack_from(data, at)
+        chunks.append((at,n)); at += n_bytes
+    return chunks
+
+def resealed(data, chunks):
+    "`data` with checksums that are right for whatever it says: what an enemy would write"
+    text = bytes(data[20:20+min(pixel_file._head.unpack_from(data)[2], 2048)])
+    data[16:20] = zlib.crc32(text, pixel_file._head.unpack_from(data)[1]).to_bytes(4, 'little')
+    data[2064:2068] = zlib.crc32(bytes(data[2048:2064])).to_bytes(4, 'little')
+    for at,n in chunks:
+        data[at+20:at+24] = zlib.crc32(at.to_bytes(8, 'little')+bytes(data[at+8:at+20])).to_bytes(4, 'little')
+        records = np.frombuffer(bytes(data[at+64:at+64+64*n]), record_dtype).copy()
+        used = records['at']>0
+        records['seal'][used] = pixel_file._seals(records[used])
+        data[at+64:at+64+64*n] = records.tobytes()
+    return data
+
+def mutated(data, chunks, rng):
+    "A copy of `data` with one to four fields of its headers or records overwritten"
+    res = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at,n = rng.choice(chunks)
+        start,end = rng.choice([(0,40), (2048,2068), (at,at+24), (at+64,at+64+64*min(n,3)), (at+64,at+64+64*min(n,3))])
+        value = rng.choice([rng.randbytes(1), rng.randbytes(8), bytes(8), b'\xff'*8, (len(data)-rng.randint(-64,64)).to_bytes(8, 'little'),
+                            (1<<rng.randint(0,63)).to_bytes(8, 'little'), rng.randint(0,1<<14).to_bytes(4, 'little')])
+        at = rng.randrange(start, end, rng.choice([1,4,8]))
+        res[at:at+len(value)] = value
+    return resealed(res, chunks) if rng.random()<.7 else res
+
+def test_100_000_mutated_headers(tmp_path):
+    "Each is refused, or what is taken of it lies inside the file and has the size of its recipe"
+    data = sample_file(tmp_path)
+    chunks,rng,fd,counts = offsets(data),random.Random(1),os.memfd_create('mutated'),Counter()
+    sane = functools.partial(could_make, recipe)
+    for _ in range(100_000):
+        os.pwrite(fd, bytes(mutated(data, chunks, rng)), 0); os.ftruncate(fd, len(data))
+        try: pixel_file._check(fd, '{}', sane)
+        except DamagedFile as e: counts[str(e).split(' at byte')[0]] += 1; continue
+        _,_,start = read_head(os.pread(fd, 4096, 0), len(data))
+        records = pixel_file._read_records(fd, start, len(data))
+        assert ((records['at']>=4096+128) & (records['at']+768<=len(data)) & (records['size'][:,:2]==16).all(1) & (records['mode']==1)).all()
+        counts['taken'] += 1
+    os.close(fd)
+    assert sum(counts.values())==100_000 and min(counts['taken'], counts['its head is damaged'], counts['the chunk'], counts['a record points out of its chunk'],
+                                                 counts['it was cut short'], counts['its state is damaged'])>100, counts
+
+def use_mutants(folder, data):
+    "Open cut and mutated files, read all that they say to have, and write"
+    chunks,path,rng = offsets(data),the_file(folder),random.Random(2)
+    for k in range(400):
+        path.write_bytes(data[:rng.randint(0,len(data))] if k%4==0 else bytes(mutated(data, chunks, rng)))
+        arena,file = small_arena(folder)
+        for i in np.flatnonzero(arena.ready(np.arange(n_places))):
+            if (at := arena.place(i)) is not None: arena.view(at, 3).sum()
+        assert not arena.write(20, true_pixels(20), (99,88), 1, file) or np.array_equal(arena.view(arena.place(20), 3), true_pixels(20))
+        arena.check()
+        for o in folder.iterdir(): o.unlink()
+
+def test_mutated_and_cut_files_do_not_crash_a_process(tmp_path):
+    assert ended_well(in_child(use_mutants, tmp_path, sample_file(tmp_path)))
+
+def use_cut(photos, cache):
+    dls = make(photos, cache, mode='preload')
+    expected = one_pass(dls)
+    for n in (the_file(cache).stat().st_size//2, 5000, 0):
+        os.truncate(the_file(cache), n)
+        with contextlib.redirect_stdout(io.StringIO()) as out: assert same(one_pass(dls), expected)
+        assert dls.memory.n_cached<40 and (n<=5000 or f'{the_file(cache)}: it was cut short' in out.getvalue())
+        dls.train.cache.check(); dls.purge()
+
+def test_a_file_that_is_cut_while_it_is_mapped(tmp_path):
+    photo_folder(tmp_path/'photos', 40, size)
+    assert ended_well(in_child(use_cut, tmp_path/'photos', tmp_path/'cache'))
+
+@pytest.mark.parametrize('spoilt', ['text','empty head','cut','link','folder','pipe'])
+def test_what_is_not_as_it_should_be_is_refused_by_name_and_made_anew(tmp_path, capsys, spoilt):
+    photo_folder(tmp_path/'photos', 10, size)
+    expected = one_pass(make(tmp_path/'photos', tmp_path/'cache'))
+    path,diary = the_file(tmp_path/'cache'),tmp_path/'diary'
+    data = path.read_bytes(); path.unlink(); diary.write_text('Dear diary')
+    if spoilt=='text': path.write_text('Dear diary')
+    if spoilt=='empty head': path.write_bytes(b'fastmem\n'+bytes(5000))
+    if spoilt=='cut': path.write_bytes(data[:len(data)//2])
+    if spoilt=='link': path.symlink_to(diary)
+    if spoilt=='folder': path.mkdir()
+    if spoilt=='pipe': os.mkfifo(path)
+    capsys.readouterr()
+    dls = make(tmp_path/'photos', tmp_path/'cache')
+    assert str(path) in capsys.readouterr().out
+    assert dls.memory.n_cached==0 and same(one_pass(dls), expected)
+    assert make(tmp_path/'photos', tmp_path/'cache').memory.n_cached==10
+    assert diary.read_text()=='Dear diary' and path.stat().st_mode==stat.S_IFREG|0o600
+    assert len(list((tmp_path/'cache').iterdir()))==(1 if spoilt in ('empty head','cut') else 2), 'what is not ours is kept'
+
+def test_damaged_pixels_are_read_again(tmp_path, capsys):
+    photo_folder(tmp_path/'photos', 10, size)
+    expected = one_pass(make(tmp_path/'photos', tmp_path/'cache'))
+    path = the_file(tmp_path/'cache')
+    data = bytearray(path.read_bytes())
+    fd = os.open(path, os.O_RDONLY); at = int(pixel_file._read_records(fd, 4096, len(data))['at'][3]); os.close(fd)
+    data[at+100] ^= 1
+    path.write_bytes(data)
+    dls = make(tmp_path/'photos', tmp_path/'cache')
+    assert same(one_pass(dls), expected) and dls.memory.misses==1
+    assert 'damaged' in capsys.readouterr().out
+    dls.train.cache.check()
+
+# --- the disk ---
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A disk of 1 MB"
+    (tmp_path/'disk').mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', tmp_path/'disk'], capture_output=True).returncode:
+        pytest.skip('this machine does not let us mount a tmpfs')
+    yield tmp_path/'disk'
+    subprocess.run(['umount', '-l', tmp_path/'disk'], check=True)
+
+@pytest.mark.parametrize('workers', [0,2])
+def test_a_full_disk_is_an_ordinary_fall_back(tmp_path, small_disk, capsys, workers):
+    photo_folder(tmp_path/'photos', 60, (300,225))
+    expected = one_pass(make(tmp_path/'photos', None, size=128, workers=workers))
+    dls = make(tmp_path/'photos', small_disk/'cache', size=128, workers=workers)
+    assert 'free disk leaves' in capsys.readouterr().out
+    for _ in range(2): assert same(one_pass(dls), expected)
+    assert 5<dls.memory.n_cached<30 and dls.memory.bound_by=='free disk'
+    assert make(tmp_path/'photos', small_disk/'cache', size=128).memory.n_cached==dls.memory.n_cached
+    dls.purge()
+    assert dls.memory.budget_bytes>900_000
+    dls.train.cache.check()
+
+def test_a_disk_that_others_fill_while_it_grows(tmp_path, small_disk):
+    "The kernel says that there is no room in the middle of a chunk"
+    photo_folder(tmp_path/'photos', 60, (300,225))
+    expected = one_pass(make(tmp_path/'photos', None, size=64))
+    dls = make(tmp_path/'photos', small_disk/'cache', size=64)
+    dls.one_batch()
+    with open(small_disk/'hog', 'wb', buffering=0) as f, contextlib.suppress(OSError):
+        while True: f.write(bytes(4096))
+    assert same(one_pass(dls), expected)
+    assert 0<dls.memory.n_cached<60 and dls.train.cache.arena.header['full']
+    assert make(tmp_path/'photos', small_disk/'cache', size=64).memory.n_cached==dls.memory.n_cached
+    dls.train.cache.check()
+
+def test_a_plan_that_does_not_fit_the_disk_can_be_raised(tmp_path, small_disk):
+    photo_folder(tmp_path/'photos', 60, (300,225))
+    with pytest.raises(MemoryError, match='free disk'): make(tmp_path/'photos', small_disk/'cache', size=128, on_full='raise')
+
+def test_only_the_owner_may_read_it(tmp_path):
+    photo_folder(tmp_path/'photos', 4, size)
+    old = os.umask(0)
+    try: make(tmp_path/'photos', tmp_path/'cache')
+    finally: os.umask(old)
+    assert stat.S_IMODE(the_file(tmp_path/'cache').stat().st_mode)==0o600 and stat.S_IMODE((tmp_path/'cache').stat().st_mode)==0o700
+    the_file(tmp_path/'cache').chmod(0o644)
+    make(tmp_path/'photos', tmp_path/'cache')
+    assert stat.S_IMODE(the_file(tmp_path/'cache').stat().st_mode)==0o600
+
+# --- fastmem-cache ---
+
+def test_ls_and_rm(tmp_path, capsys):
+    photo_folder(tmp_path/'photos', 10, size)
+    dls = make(tmp_path/'photos', tmp_path/'cache')
+    expected,mine = one_pass(dls),the_file(tmp_path/'cache')
+    others = [tmp_path/'cache'/o for o in ('fastmem-of-another.fmc','notes.txt','fastmem-link.fmc')]
+    others[0].write_text('not ours'); others[1].write_bytes(mine.read_bytes()); others[2].symlink_to(mine)
+    (tmp_path/'cache'/'fastmem-hurt.fmc').write_bytes(mine.read_bytes()[:-70])
+    run = lambda what: (fastmem_cache(what, tmp_path/'cache'), capsys.readouterr().out)[1]
+    out = run('ls')
+    assert mine.name in out and 'PILImage' in out and '32x32' in out and ' 10 ' in out
+    assert 'fastmem-hurt.fmc' in out and 'cut short' in out and not any(o.name in out for o in others)
+    assert mine.name in run('rm') and not mine.exists()
+    assert sorted(o.name for o in (tmp_path/'cache').iterdir())==sorted(o.name for o in others)
+    assert 'no pixel files' in run('ls')
+    assert same(one_pass(dls), expected) and dls.memory.misses==10, 'who has the file open goes on with it'
+
+def test_a_wrong_folder_is_one_line(tmp_path):
+    res = subprocess.run([Path(sys.executable).parent/'fastmem-cache', 'ls', tmp_path/'nowhere'], capture_output=True, text=True)
+    assert res.returncode==1 and 'fastmem-cache: no folder' in res.stderr and 'Traceback' not in res.stderr
