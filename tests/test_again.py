@@ -39,7 +39,7 @@ def test_a_block_finds_them_too(tmp_path):
     dls = make_dls(4); one_pass(dls)
     assert make_dls(8).train.cache is dls.train.cache
 
-@pytest.mark.parametrize('kwargs', [dict(size=48), dict(guard=MemoryGuard())], ids=str)
+@pytest.mark.parametrize('kwargs', [dict(size=48), dict(guard=MemoryGuard())], ids=['size','guard'])
 def test_others_have_a_cache_of_their_own(tmp_path, kwargs):
     "Another size, another guard"
     photo_folder(tmp_path, 12, size=(60,50))
