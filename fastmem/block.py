@@ -195,7 +195,7 @@ class MemDL(TfmdDL):
         check_guard(cache, guard, path)
         self.attach(cache, mode=mode, store=store, size=size, guard=guard, on_full=on_full, on_error=on_error, path=path)
 
-# %% ../nbs/04_block.ipynb #103a29e6
+# %% ../nbs/04_block.ipynb #74d7aa44
 def same_file(a, b): return not isinstance(a, (str,os.PathLike)) or a==b
 
 def _steady(column, n=8):
@@ -232,7 +232,7 @@ def _find_columns(self:MemDL, cache, like):
         elif not _steady(column): continue  # a getter that draws its file can't be cached by item
         else:
             column.places = (cache.add if self._add else cache.find)(column.files(), column.recipe)
-            cache.forget(column.places[cache.changed(column.places, column.file, _look_s)])
+            cache.forget_changed(column.places, column.file, column.recipe, _look_s)
         res[i] = column
     return res
 

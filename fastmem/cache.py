@@ -193,7 +193,7 @@ def edit_image(
     for o in edits: im = _crop_pad_image(im, **o.keywords) if o.func is crop_pad_planes else im.transpose(**o.keywords)
     return im
 
-# %% ../nbs/03_cache.ipynb #f2108c02
+# %% ../nbs/03_cache.ipynb #3ca1619a
 def _digests(files):
     "(first, second) 8 bytes of a hash of each path (from the root, so that a changed working directory is no other file)"
     paths = [o if o.startswith(b'/') else os.path.join(os.getcwdb(), o) for o in map(os.fsencode, files)]
@@ -282,6 +282,7 @@ class ImageCache:
         "Take what the file of `recipe` has of `places`"
         file = self.file(recipe) or self.arena.add_file(recipe, PixelFile(self.path, recipe_text(recipe), functools.partial(could_make, recipe)))
         file.extend(places, keys)
+        self.arena.stamps[places] = [_stamp(*o) if any(o) else 0 for o in keys[:,2:].tolist()]
         self.arena.load(file)
 
     def file(self, recipe:Recipe)->PixelFile:
@@ -361,7 +362,7 @@ def known_places(self:ImageCache)->np.ndarray:
     self.n_seen = n
     return np.array(list(self.known.values()), np.int64)
 
-# %% ../nbs/03_cache.ipynb #3a4bddb8
+# %% ../nbs/03_cache.ipynb #ccd28154
 @patch
 def _image(self:ImageCache, place, cls, region):
     "An image of `cls` with what `region(planes, full size)` shows of the stored planes; `None` if the place is empty"
@@ -380,7 +381,9 @@ def file_stamp(
     if not isinstance(file, (str,os.PathLike)): return 0
     try: o = os.stat(file)
     except OSError: return 0
-    return zlib.crc32(f'{o.st_size} {o.st_mtime_ns}'.encode()) or 1
+    return _stamp(o.st_size, o.st_mtime_ns)
+
+def _stamp(n_bytes, time_ns): return zlib.crc32(f'{n_bytes} {time_ns}'.encode()) or 1
 
 _bytes_mode = 255  # in the place of the number of Pillow's mode
 
@@ -585,7 +588,7 @@ def gather(self:ImageCache,
     self.arena.count(n_hits, len(places)-n_hits)
     return out
 
-# %% ../nbs/03_cache.ipynb #e1628817
+# %% ../nbs/03_cache.ipynb #c9cb4684
 @patch
 def _fill_one(self:ImageCache, place, source, make):
     "The error if `source` could not be read, `None` if it was or needs not be"
@@ -637,11 +640,17 @@ def changed(self:ImageCache,
     return np.array(res, int)
 
 @patch
-def forget(self:ImageCache,
+def forget_changed(self:ImageCache,
     places:np.ndarray, # Places of some files
+    file_of, # Function from a position in `places` to its path
+    recipe:Recipe, # How their pixels are made
+    for_s:float=None, # As for `changed`
 ):
-    "Read these files again when a batch reaches them; the memory of their pixels is free after the next `purge`"
-    self.arena.places[places] = 0
+    "Have files that have changed read again when a batch reaches them; the memory of their pixels is free after the next `purge`"
+    at = self.changed(places, file_of, for_s)
+    if not len(at): return
+    self.arena.places[places[at]],files = 0,[file_of(i) for i in at]
+    if (file := self.file(recipe)) is not None: file.set_keys(places[at], source_keys(_digests(files), files))
 
 @patch
 def resume(self:ImageCache):

@@ -652,7 +652,7 @@ def purge(self:DataLoaders)->int: # Bytes given back
     dls = _memory_dls(self)
     return dls[0].cache.purge(pause=dls[0].options['mode']=='preload')
 
-# %% ../nbs/05_loader.ipynb #222b6c4a
+# %% ../nbs/05_loader.ipynb #40908a46
 class CacheStats(NamedTuple):
     "What is in memory"
     n_items:int # Images of these loaders
@@ -712,5 +712,5 @@ def refresh(self:DataLoaders)->L: # Paths
     "Read files that have changed on disk since they were kept again, when a batch reaches them"
     res = self.memory.check()
     for dl in _memory_dls(self):
-        for c in dl.columns.values(): dl.cache.forget(c.places[dl.cache.changed(c.places, c.file)])
+        for c in dl.columns.values(): dl.cache.forget_changed(c.places, c.file, c.recipe)
     return res

@@ -312,7 +312,7 @@ def _attach_file(fd, path, *args):
     res._start(path, fd.detach(), *args)
     return res
 
-# %% ../nbs/01a_pixel_file.ipynb #4e8cf039
+# %% ../nbs/01a_pixel_file.ipynb #2d9cd2f1
 @patch
 def extend(self:PixelFile,
     places:np.ndarray, # Numbers, larger than those before
@@ -320,6 +320,14 @@ def extend(self:PixelFile,
 ):
     "Say what `places` are the places of"
     self.places,self.keys = np.concatenate([self.places, places.astype(np.int32)]),np.concatenate([self.keys, keys])
+
+@patch
+def set_keys(self:PixelFile,
+    places:np.ndarray, # Of those that were given before
+    keys:np.ndarray, # From `source_keys`
+):
+    "Say that the sources of `places` have changed"
+    self.keys[np.searchsorted(self.places, places)] = keys
 
 @patch
 def _key(self:PixelFile, place): return self.keys[np.searchsorted(self.places, place)]

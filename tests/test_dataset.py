@@ -233,7 +233,7 @@ most(ds); warm = most(ds)
 cached = ds.memory.cached_bytes
 assert cached>=400e6, cached
 print(f'{cached/1e6:.0f} MB cached, PSS {(warm-base)/1e6:.0f} MB above stock: {(warm-base)/cached:.3f}')
-assert warm-base <= 1.1*cached, (warm, base, cached)
+assert warm-base <= 1.5*cached, (warm, base, cached)  # what workers write to of their own comes on top; a second copy would make it 2
 '''
 
 def test_four_workers_hold_one_copy(tmp_path): print(run_program(tmp_path, one_copy, tmp_path/'pt'))

@@ -20,7 +20,7 @@ def stock(path, size=32, workers=0, item_tfms=None):
     return ImageDataLoaders.from_folder(path, valid_pct=.2, seed=1, item_tfms=item_tfms or Resize(size), bs=8, num_workers=workers, device='cpu')
 
 def make(path, cache, mode='lazy', guard=None, on_full='partial', **kwargs):
-    return stock(path, **kwargs).in_memory(path=cache, mode=mode, guard=guard, on_full=on_full)
+    return stock(path, **kwargs).in_memory(cache=ImageCache(guard, cache), mode=mode, on_full=on_full)  # not the one that another of the test has
 
 def same(a, b): return len(a)==len(b) and all(torch.equal(x, y) for o,p in zip(a, b) for x,y in zip(o, p))
 
@@ -79,7 +79,7 @@ if __name__=='__main__':
     assert n==dls.memory.misses==len(dls.train_ds), dls.memory
     again = stock(path)
     spoil(get_image_files(path))
-    dls = again.in_memory(path=cache)
+    dls = again.in_memory(cache=ImageCache(path=cache))
     for b in dls.train: pass
     assert dls.memory.n_cached==n and dls.memory.misses==0, dls.memory
     dls.train.cache.check()
@@ -202,7 +202,7 @@ def test_a_place_filled_through_a_chunk_of_before_a_purge_is_not_used(tmp_path):
     b.cache.purge()
     file.put(slot, 0, planes, (96,72), 1)
     assert make(tmp_path/'photos', tmp_path/'cache').memory.n_cached==0
-    assert arena.write(0, planes, (96,72), 1, file) and a.cache.arena.watch()==a.cache.arena.generation and arena.ready(np.array([0])).all()
+    assert arena.write(0, planes, (96,72), 1, file=file) and a.cache.arena.watch()==a.cache.arena.generation and arena.ready(np.array([0])).all()
 
 # --- several at once ---
 
@@ -236,9 +236,9 @@ def test_two_processes_fill_one_file(tmp_path, workers):
 def test_what_another_process_has_kept_meanwhile_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(PixelFile, 'chunk_bytes', 2048)
     a,b = [small_arena(tmp_path) for _ in range(2)]
-    for i in range(20): a[0].write(i, true_pixels(i), (99,88), 1, a[1])
+    for i in range(20): a[0].write(i, true_pixels(i), (99,88), 1, file=a[1])
     b[1]._look_s = 0  # it has just looked
-    for i in range(20,24): b[0].write(i, true_pixels(i), (99,88), 1, b[1])
+    for i in range(20,24): b[0].write(i, true_pixels(i), (99,88), 1, file=b[1])
     assert b[0].ready(np.arange(24)).all()
 
 # --- killed ---
@@ -262,7 +262,7 @@ def fill_until_killed(folder):
     rng = random.Random(os.getpid())
     while True:
         for i in rng.sample(range(n_places), 100):
-            if arena.place(i) is None: assert arena.write(i, true_pixels(i), (99,88), 1, file)
+            if arena.place(i) is None: assert arena.write(i, true_pixels(i), (99,88), 1, file=file)
             elif rng.random()<.02: arena.purge()
 
 def killed_child(f, *args, after_s):
@@ -295,7 +295,7 @@ def test_killed_with_the_lock(tmp_path):
     def hold():
         with pixel_file._locked(file.fd): time.sleep(60)
     killed_child(hold, after_s=.2)
-    assert arena.write(0, true_pixels(0), (99,88), 1, file)
+    assert arena.write(0, true_pixels(0), (99,88), 1, file=file)
 
 # --- damaged ---
 
@@ -303,7 +303,7 @@ def sample_file(folder, n=12):
     "The bytes of a pixel file with `n` images in several chunks"
     arena,file = small_arena(folder)
     file.chunk_bytes = 3072
-    for i in range(n): assert arena.write(i, true_pixels(i), (99,88), 1, file)
+    for i in range(n): assert arena.write(i, true_pixels(i), (99,88), 1, file=file)
     return file.path.read_bytes()
 
 def offsets(data):
@@ -364,7 +364,7 @@ def use_mutants(folder, data):
         arena,file = small_arena(folder)
         for i in np.flatnonzero(arena.ready(np.arange(n_places))):
             if (at := arena.place(i)) is not None: arena.view(at, 3).sum()
-        assert not arena.write(20, true_pixels(20), (99,88), 1, file) or np.array_equal(arena.view(arena.place(20), 3), true_pixels(20))
+        assert not arena.write(20, true_pixels(20), (99,88), 1, file=file) or np.array_equal(arena.view(arena.place(20), 3), true_pixels(20))
         arena.check()
         for o in folder.iterdir(): o.unlink()
 
@@ -489,3 +489,16 @@ def test_ls_and_rm(tmp_path, capsys):
 def test_a_wrong_folder_is_one_line(tmp_path):
     res = subprocess.run([Path(sys.executable).parent/'fastmem-cache', 'ls', tmp_path/'nowhere'], capture_output=True, text=True)
     assert res.returncode==1 and 'fastmem-cache: no folder' in res.stderr and 'Traceback' not in res.stderr
+
+def test_a_source_that_changes_while_it_is_in_use_is_read_again(tmp_path):
+    "And the next cache finds what it is now"
+    files = photo_folder(tmp_path/'a', 12, size=(60,50))
+    make_dls = lambda bs: ImageDataLoaders.from_folder(tmp_path/'a', valid_pct=.25, seed=1, item_tfms=Resize(32), bs=bs, num_workers=0, device='cpu')
+    dls = make_dls(4).in_memory(path=tmp_path/'cache', mode='preload')
+    changed = dls.train_ds.items[1]
+    Image.new('RGB', (60,50), (255,0,0)).save(changed)
+    def is_red(dls): return next(iter(dls.train.new(shuffle=False)))[0][1].mean((1,2))[0]>.9
+    assert not is_red(dls) and dls.memory.check()==[str(changed)]
+    assert dls.refresh()==[str(changed)] and is_red(dls) and dls.memory.check()==[]
+    again = make_dls(8).in_memory(cache=ImageCache(path=tmp_path/'cache'))
+    assert again.memory.n_cached==len(files) and is_red(again) and again.memory.misses==0
