@@ -496,7 +496,7 @@ def after_iter(self:MemDL):
     super(MemDL, self).after_iter()
     if self.columns and self.keep and self.cache.arena.header['full']: tell_full(self.cache)
 
-# %% ../nbs/05_loader.ipynb #227ffc01
+# %% ../nbs/05_loader.ipynb #592cb2cc
 def tell(
     cache:ImageCache, # What it is about
     text:str, # One line
@@ -530,11 +530,11 @@ def prefer_encoded(
     "Whether keeping all files as they are makes warm epochs faster than the pixels of a part of them, from the time that reading and decoding some takes"
     dl = first(o for o in loaders if isinstance(o, MemDL) and o.columns)
     column,plan = first(dl.columns.values()),dl.cache.plan()
-    if plan.fits or dl.options['size'] is not None or not all(opens_as_stock(o.recipe.cls) for o in dl.columns.values()): return ''
+    if plan.fits or dl.cache.path is not None or dl.options['size'] is not None or not all(opens_as_stock(o.recipe.cls) for o in dl.columns.values()): return ''
     some = probe([column.file(i) for i in range(0, len(column), max(1, len(column)//256))], recipe=column.recipe, guard=dl.cache.guard, n_timed=32)
     encoded = some.stores['encoded']
     pixels,files = (o._replace(total_bytes=o.total_bytes*plan.n_items//some.n_items) for o in (some,encoded))
-    if not (files.fits and files.costs and files.warm_rate>pixels.warm_rate): return ''
+    if not (files.fits and files.costs and files.warm_rate>1.5*pixels.warm_rate): return ''  # timings of a few images scatter
     return (f'files are kept as they are, {human_bytes(files.total_bytes)}, since {human_bytes(pixels.total_bytes)} of pixels do not fit: about {files.warm_rate:,.0f} '
             f'images/s once warm, where {pixels.cached_frac:.0%} of the pixels would give {pixels.warm_rate:,.0f} ({some.timing}). '
             "store='resized' or 'decoded' keeps pixels.")
@@ -588,7 +588,7 @@ def report_fill(
     if errors: print(f'fastmem: {len(errors)} {words.sources} can\'t be read; a batch that reaches one raises its error:')
     for file,error in errors.items(): print(f'  {file}: {type(error).__name__}: {error}')
 
-# %% ../nbs/05_loader.ipynb #11d255dd
+# %% ../nbs/05_loader.ipynb #d6900468
 def _memory_dls(dls):
     inner = [getattr(o, 'dl', o) if not isinstance(o, MemDL) else o for o in dls.loaders]  # a distributed loader wraps ours
     res = [o for o in inner if isinstance(o, MemDL) and o.columns]
@@ -626,7 +626,7 @@ def in_memory(self:DataLoaders,
         loaders.append(dl)
     for o in loaders:
         if getattr(o, 'columns', None): cache.guard.expect(o, o.in_flight_bytes())
-    if store=='auto' and path is None and mode!='stream' and (why := prefer_encoded(loaders)):
+    if store=='auto' and mode!='stream' and (why := prefer_encoded(loaders)):
         tell(cache, why)
         return self.in_memory(mode, 'encoded', size, guard, given, on_full, on_error)
     decide(cache, options)

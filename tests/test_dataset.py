@@ -207,7 +207,7 @@ if __name__=='__main__':
     method,folder = sys.argv[1:]
     ds = CachedDataset(Files(folder), transform=Add())
     whole = DatasetFolder(folder+'/..', loader=cached(torch.load), extensions=('.pt',))
-    dl = DataLoader(ConcatDataset([*random_split(ds, [30,10]), whole]), batch_size=8, num_workers=2, multiprocessing_context=method)
+    dl = DataLoader(ConcatDataset([*random_split(ds, [30,10]), whole]), batch_size=8, num_workers=2 if method=='fork' else 1, multiprocessing_context=method)
     assert len(seen(dl))==80
     shutil.rmtree(folder)
     assert len(seen(dl))==80
@@ -215,7 +215,7 @@ if __name__=='__main__':
     ds.cache.check(); whole.loader.cache.check()
 '''
 
-@pytest.mark.parametrize('method', ['fork','spawn','forkserver'])
+@pytest.mark.parametrize('method', ['fork','spawn'])
 def test_after_one_pass_the_folder_may_go(folder, tmp_path, method): run_program(tmp_path, spawned, method, folder)
 
 one_copy = '''

@@ -219,7 +219,7 @@ learn = load_learner(sys.argv[1])
 with learn.no_bar(): print(learn.get_preds(dl=learn.dls.test_dl([sys.argv[2]]))[0].tolist())
 """
 
-@pytest.mark.parametrize('label', ['re','tags','const'])
+@pytest.mark.parametrize('label', ['re','tags'])
 def test_learners_are_exported_without_fastmem(path, tmp_path, label):
     labelled = labels[label](from_df(MemoryImageList, path, store='decoded').split_by_idx([3,4])).add_test_folder()
     data = make(labelled).normalize(imagenet_stats)

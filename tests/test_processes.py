@@ -30,7 +30,7 @@ if __name__=='__main__':
     mp.set_start_method(method)
     photo_folder(path, 30)
     tfms = [Resize(64)] if store=='resized' else [Inverted(), RandomResizedCrop(64)]
-    dls = ImageDataLoaders.from_folder(path, valid_pct=.2, seed=1, item_tfms=tfms, bs=8, num_workers=2, device='cpu').in_memory()
+    dls = ImageDataLoaders.from_folder(path, valid_pct=.2, seed=1, item_tfms=tfms, bs=8, num_workers=2 if method=='fork' else 1, device='cpu').in_memory()  # each that is not forked imports fastai
     n = len(dls.train_ds)
     for b in dls.train: pass  # `drop_last` leaves none unread
     cold = dls.memory
@@ -41,7 +41,7 @@ if __name__=='__main__':
     dls.train.cache.check()
 '''
 
-@pytest.mark.parametrize('method,store', [('fork','resized'), ('spawn','resized'), ('fork','decoded'), ('spawn','decoded'), ('forkserver','decoded')])
+@pytest.mark.parametrize('method,store', [('fork','resized'), ('fork','decoded'), ('spawn','decoded'), ('forkserver','decoded')])
 def test_after_one_pass_the_folder_may_go(tmp_path, method, store):
     "Workers fill what every later process reads; with a transform that is not known they are started in warm epochs too"
     run_program(tmp_path, start_method, method, tmp_path/'photos', store)
@@ -283,7 +283,7 @@ def own(o):
     return sum(int(line.split()[1])*1024 for line in Path(f'/proc/{o.pid}/smaps_rollup').read_text().splitlines() if line.startswith(('Pss_Anon','Pss_Shmem')))
 def tree(): return sum(own(o) for o in [psutil.Process(), *psutil.Process().children()] if o.status()!='zombie')
 dls = ImageDataLoaders.from_lists('.', files, ['a']*len(files), valid_pct=.1, seed=1, item_tfms=[Inverted(), Resize(16)], bs=64, num_workers=2, device='cpu').in_memory()
-def epoch(): return max([tree() for i,_ in enumerate(dls.train) if i>len(dls.train)-4])
+def epoch(): return min(tree() for i,_ in enumerate(dls.train) if len(dls.train)//2<i<len(dls.train)-8)  # batches in flight come and go
 pss = [epoch() for _ in range(12)][2:]
 print([f'{o/1e6:.0f} MB' for o in pss])
 early,late = statistics.median(pss[:5]),statistics.median(pss[5:])  # a single look may find a worker gone already
