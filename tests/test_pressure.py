@@ -110,5 +110,6 @@ def test_a_hog_gets_its_memory_and_training_goes_on(tmp_path, cgroup, where):
     assert res['filled']==res['n_files'] and res['given_bytes']>100e6
     assert len([o for o in out if 'given back' in o])==1
     *_,settled = holding[len(holding)//2:]
-    assert settled[3]>=.9*125e6, 'the reserve is free again, but for what it moves by between two looks'
+    assert max(o[3] for o in holding)>=.7*130e6, 'the reserve is free again, but for the workers of the next epoch'
+    assert settled[3]>=.8*65e6, 'half of it stays free, but for what moves between two looks'
     assert settled[2]-min(o[2] for o in holding[len(holding)//2:])<=1, 'and next to nothing more is given back'
