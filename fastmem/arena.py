@@ -20,10 +20,9 @@ from fastcore.all import *
 from .guard import *
 from .pixel_file import *
 
-# %% ../nbs/02_arena.ipynb #7cbc1e42
+# %% ../nbs/02_arena.ipynb #367f364f
 _max_items,_max_processes,_max_files = 1<<26,1<<16,64
 _chunk_bytes = 4<<20  # address space that a process takes at a time, and how often the guard is asked
-_align_bytes = 64     # one cache line
 
 _header = np.dtype([(o,'u8') for o in ('generation','next_byte','next_place','next_row','full','paused','skips','coming','told')])
 _parts = dict(header=(_header,1), counters=('i8',(_max_processes,2)), places=('u8',_max_items), sizes=('u4',(_max_items,4)), modes=('u1',_max_items),
@@ -39,12 +38,12 @@ def _layout():
         offset += -(-n//mmap.PAGESIZE)*mmap.PAGESIZE
     return res,offset
 
-# %% ../nbs/02_arena.ipynb #b3589330
+# %% ../nbs/02_arena.ipynb #f11b504e
 _offset_bits = 40
 
-def _pack(generation, offset): return (generation<<_offset_bits) | (offset//_align_bytes)
+def _pack(generation, offset): return (generation<<_offset_bits) | (offset//align_bytes)
 def _generation(places): return places>>np.uint64(_offset_bits)
-def _offsets(places): return (places & np.uint64((1<<_offset_bits)-1)).astype(np.int64)*_align_bytes
+def _offsets(places): return (places & np.uint64((1<<_offset_bits)-1)).astype(np.int64)*align_bytes
 
 # %% ../nbs/02_arena.ipynb #ef5d725c
 def _punch(fd, offset, n_bytes):
@@ -76,7 +75,7 @@ def _pixel_sizes(guard):
     sizes,left = [1<<i for i in range(_max_bits,27,-1)],address_space_bytes()
     return [o for o in sizes if left is None or o<=left-guard.reserve_bytes] or sizes[-1:]
 
-# %% ../nbs/02_arena.ipynb #72bbe51a
+# %% ../nbs/02_arena.ipynb #22e52040
 class Place(NamedTuple):
     "Where an image is and what it looks like"
     offset:int # Byte of the pixel mapping at which it starts
@@ -91,7 +90,7 @@ class Arena:
     ):
         fd = _open_file()
         self._open(fd, guard)
-        self.header['generation'],self.header['next_byte'] = 1,_align_bytes
+        self.header['generation'],self.header['next_byte'] = 1,align_bytes
         guard.watch()
 
     def _open(self, fd, guard):
@@ -200,15 +199,15 @@ def watch(self:Arena)->int: # The generation
         elif now[1]>seen[1]: seen[1] = now[1]
     return self.generation
 
-# %% ../nbs/02_arena.ipynb #04e3246b
+# %% ../nbs/02_arena.ipynb #f45399f5
 @patch
 def _allocate(self:Arena, n_bytes):
     "Offset of `n_bytes` of this process's chunk, or `None` if the guard has no room; the thread lock is held"
-    n_bytes = -(-n_bytes//_align_bytes)*_align_bytes
+    n_bytes = aligned(n_bytes)
     if self._next+n_bytes > self._end:
         budget = 0 if self.header['full'] else self.guard.budget()
         if n_bytes>budget: self.header['full'] = 1; return None
-        chunk = max(n_bytes, min(_chunk_bytes, budget//16//_align_bytes*_align_bytes))
+        chunk = max(n_bytes, min(_chunk_bytes, budget//16//align_bytes*align_bytes))
         fcntl.lockf(self.fd, fcntl.LOCK_EX, 1)
         try:
             first = int(self.header['next_byte'])
@@ -225,17 +224,11 @@ def _take(self:Arena, n_bytes, file):
     with self._own()._thread_lock: return self._allocate(n_bytes) if file is None else file.take(n_bytes)
 
 @patch
-def _put(self:Arena, planes, offset):
-    "Write the bytes of `planes`"
-    data,done = memoryview(planes).cast('B') if planes.size else b'',0
-    while done<len(data): done += os.pwrite(self.fd, data[done:], self.start+offset+done)
-
-@patch
 def _keep(self:Arena, place, planes, full, mode, file):
     "Offset at which the pixels are now, `None` if there is no room"
     try:
         if (at := self._take(planes.nbytes, file)) is None: return None
-        if file is None: self._put(planes, at)
+        if file is None: write_all(self.fd, planes, self.start+at)
         else: file.put(at, place, planes, full, mode)
     except OSError as e:
         if no_room(e): return None
@@ -346,7 +339,7 @@ def purge(self:Arena)->int: # Bytes given back
         self._end = self._next  # a new chunk asks the guard again
     return max(0, before-self.used_bytes) + sum(self._purge_file(o) for o in self.files.values())
 
-# %% ../nbs/02_arena.ipynb #1dbcc43a
+# %% ../nbs/02_arena.ipynb #976e028f
 @patch
 def _kept_end(self:Arena, places, n_bytes):
     "(numbers of `places` to keep, byte from which on `n_bytes` of their pixels lie)"
@@ -360,7 +353,7 @@ def _kept_end(self:Arena, places, n_bytes):
 @patch
 def _advance(self:Arena, kept):
     "Raise the generation, for all places but `kept`; the lock is held"
-    self.places[kept] = (_offsets(self.places[kept])//_align_bytes).astype(np.uint64) | np.uint64(_pack(self.generation+1, 0))
+    self.places[kept] = (_offsets(self.places[kept])//align_bytes).astype(np.uint64) | np.uint64(_pack(self.generation+1, 0))
     self.header['generation'] += 1
 
 @patch
@@ -397,7 +390,7 @@ def hits_misses(self:Arena)->tuple:
     n = int(self.header['next_row'])
     return tuple(self.counters[:n].sum(0).tolist())
 
-# %% ../nbs/02_arena.ipynb #84a0c3ef
+# %% ../nbs/02_arena.ipynb #069d59c5
 @patch
 def check(self:Arena):
     "Raise `AssertionError` unless every ready place is aligned, inside what was handed out, and overlaps no other"
@@ -406,12 +399,12 @@ def check(self:Arena):
     offsets = _offsets(self.places[ids])
     ends = offsets+self.image_bytes(ids)
     order = np.argsort(offsets, kind='stable')
-    inside = (offsets>=_align_bytes) & (ends<=end)
+    inside = (offsets>=align_bytes) & (ends<=end)
     for o in self.files.values(): inside |= (offsets>=o.base) & (ends<=o.base+o.now[1])
     assert inside.all(), "a place lies outside what was handed out"
     assert (offsets[order][1:] >= ends[order][:-1]).all(), "two places overlap"
 
-# %% ../nbs/02_arena.ipynb #d6c7beb1
+# %% ../nbs/02_arena.ipynb #6f1b082b
 def _map_fixed(address, n_bytes, fd):
     "Map `fd`, from its start, over `n_bytes` of address space that are ours; beyond the end of the file, too, for it grows"
     libc = ctypes.CDLL(None, use_errno=True)
@@ -449,7 +442,7 @@ def load(self:Arena,
     places,records = places[new],records[new]
     self.sizes[places],self.modes[places],self.pixel_bytes[places] = records['size'],records['mode'],records['pixel_bytes']
     self.checksums[places] = records['crc']
-    self.places[places] = np.uint64(_pack(generation, file.base)) + records['at']//_align_bytes
+    self.places[places] = np.uint64(_pack(generation, file.base)) + records['at']//align_bytes
 
 # %% ../nbs/02_arena.ipynb #0568ff8e
 @patch

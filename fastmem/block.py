@@ -7,11 +7,11 @@ Docs: https://fastmem.github.io/fastmem/block.html.md"""
 # %% auto #0
 __all__ = ['stores', 'modes', 'on_fulls', 'on_errors', 'bad_file_errors', 'traced_tfms', 'item_methods', 'image_class', 'is_noop',
            'items_mark', 'ImageColumn', 'item_lists', 'makes_own_items', 'find_images', 'leading_resize',
-           'choose_recipe', 'random_state_kept', 'check_guard', 'check_word', 'MemDL', 'same_file', 'trace_class',
-           'mem_class', 'in_memory_dl', 'MemImageBlock', 'MemMaskBlock']
+           'choose_recipe', 'random_state_kept', 'check_guard', 'check_word', 'MemDL', 'same_file', 'image_columns',
+           'trace_class', 'mem_class', 'in_memory_dl', 'MemImageBlock', 'MemMaskBlock']
 
-# %% ../nbs/04_block.ipynb #77cfa917
-import copy, functools, multiprocessing.context, os, random, weakref
+# %% ../nbs/04_block.ipynb #c8a5554a
+import copy, functools, multiprocessing.context, random, weakref
 
 import numpy as np
 from fastai.data.core import Datasets, TfmdDL, TfmdLists
@@ -195,13 +195,12 @@ class MemDL(TfmdDL):
         check_guard(cache, guard, path)
         self.attach(cache, mode=mode, store=store, size=size, guard=guard, on_full=on_full, on_error=on_error, path=path)
 
-# %% ../nbs/04_block.ipynb #74d7aa44
-def same_file(a, b): return not isinstance(a, (str,os.PathLike)) or a==b
+# %% ../nbs/04_block.ipynb #56645bc5
+def same_file(a, b): return not is_path(a) or a==b
 
 def _steady(column, n=8):
     "Whether the getters of `column` name the same file when they are called twice"
-    some = range(0, len(column), max(1, len(column)//n))
-    return all(same_file(column.file(i), column.file(i)) for i in some)
+    return all(same_file(column.file(i), column.file(i)) for i in evenly(len(column), n))
 
 @patch
 def attach(self:MemDL,
@@ -214,48 +213,56 @@ def attach(self:MemDL,
     for name,words in dict(mode=modes, on_full=on_fulls, on_error=on_errors).items(): check_word(name, options[name], words)
     self.options,self.fake_l,self.keep,self._add = options,_weak_loader(self),options['mode']!='stream',add
     self._why = self._sample = None
-    if cache is None: cache = self._living_cache() or ImageCache(options['guard'], options.get('path'))
-    self.cache,self.columns = cache,random_state_kept(lambda: self._find_columns(cache, like))
+    self.cache = cache
+    self.columns = random_state_kept(lambda: self._find_columns(like))
     self.targets = like.targets if like is not None and like.dataset is self.dataset else {}
 
-@patch
-def _recipe(self:MemDL, tl, opener, cls):
-    after = [o for o in tl.tfms.fs[opener+1:] if not is_noop(o)]
-    return choose_recipe(self, cls, self.options['store'], self.options['size'], after)
+def _recipe(dl, tl, opener, cls):
+    options,after = getattr(dl, 'options', {}),[o for o in tl.tfms.fs[opener+1:] if not is_noop(o)]
+    return choose_recipe(dl, cls, options.get('store','auto'), options.get('size'), after)
+
+def image_columns(
+    dl, # Any loader of fastai
+)->dict: # {element: `ImageColumn`}
+    "The images of `dl` as they are kept, or would be"
+    return {i: ImageColumn(tl, opener, _recipe(dl, tl, opener, cls)) for i,tl,opener,cls in find_images(dl.dataset)}
 
 @patch
-def _find_columns(self:MemDL, cache, like):
-    res,known = {},like.columns if like is not None and like.dataset is self.dataset else {}
-    for i,tl,opener,cls in find_images(self.dataset):
-        column = ImageColumn(tl, opener, self._recipe(tl, opener, cls))
-        if i in known and known[i].same(column): column = known[i]
-        elif not _steady(column): continue  # a getter that draws its file can't be cached by item
-        else:
-            column.places = (cache.add if self._add else cache.find)(column.files(), column.recipe)
-            cache.forget_changed(column.places, column.file, column.recipe, _look_s)
-        res[i] = column
-    return res
+def _find_columns(self:MemDL, like):
+    columns,known = image_columns(self),like.columns if like is not None and like.dataset is self.dataset else {}
+    if self.cache is None: self.cache = self._living_cache(columns.values()) or ImageCache(self.options['guard'], self.options.get('path'))
+    for i,column in list(columns.items()):
+        if i in known and known[i].same(column): columns[i] = known[i]
+        elif not _steady(column): del columns[i]  # a getter that draws its file can't be cached by item
+        else: self._place(column)
+    return columns
+
+@patch
+def _place(self:MemDL, column):
+    "Give the images of `column` their places; of those that are there, files may have changed"
+    files,cache = column.files(),self.cache
+    column.places = cache.find(files, column.recipe)
+    cache.forget_changed(column.places, files.__getitem__, column.recipe, _look_s)
+    if self._add: column.places = cache.add(files, column.recipe)
 
 _look_s = 2. # for files that have changed, when a loader is made: on a slow drive some are left to `DataLoaders.refresh`
 
 @patch
-def _living_cache(self:MemDL, n=64):
-    "A cache in use that has a place for most images of this loader: the cell was run again, or it is another fold, or batch size"
+def _living_cache(self:MemDL, columns, n=64):
+    "A cache in use that has a place for most images of `columns`: the cell was run again, or it is another fold, or batch size"
     def known(cache, column):
-        some = range(0, len(column), max(1, len(column)//n))
+        some = evenly(len(column), n)
         return sum(cache.find([column.file(i) for i in some], column.recipe)>=0) > len(some)/2
-    def find():
-        columns = [ImageColumn(tl, opener, self._recipe(tl, opener, cls)) for _,tl,opener,cls in find_images(self.dataset)]
-        caches = [o for o in ifnone(self.options['guard'], shared_guard()).caches if o.path==cache_folder(self.options.get('path'))]
-        return first(o for o in caches if columns and all(known(o, c) for c in columns))
-    if (res := random_state_kept(find)) is not None: res.resume(); res.verdict = None
+    caches = [o for o in ifnone(self.options['guard'], shared_guard()).caches if o.path==cache_folder(self.options.get('path'))]
+    res = first(o for o in caches if columns and all(known(o, c) for c in columns))
+    if res is not None: res.resume(); res.verdict = None
     return res
 
 @patch
 def follow(self:MemDL):
     "Find the images again where item transforms or items were replaced since: a callback may set another size"
-    if all(o.recipe==self._recipe(o.tl, o.opener, o.recipe.cls) and o.mark==items_mark(o.tl.items) for o in self.columns.values()): return
-    self.columns,self.targets,self._sample = random_state_kept(lambda: self._find_columns(self.cache, self)),{},None
+    if all(o.recipe==_recipe(self, o.tl, o.opener, o.recipe.cls) and o.mark==items_mark(o.tl.items) for o in self.columns.values()): return
+    self.columns,self.targets,self._sample = random_state_kept(lambda: self._find_columns(self)),{},None
 
 def _weak_loader(dl):
     o = dl.fake_l

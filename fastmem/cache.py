@@ -7,7 +7,7 @@ Docs: https://fastmem.github.io/fastmem/cache.html.md"""
 # %% auto #0
 __all__ = ['mode_names', 'Pixels', 'opens_as_stock', 'make_pixels', 'to_planes', 'from_planes', 'cut', 'crop_pad_planes',
            'turn_planes', 'edit_image', 'Kept', 'recipe_text', 'could_make', 'cache_folder', 'ImageCache', 'Reserved',
-           'file_stamp', 'n_cores', 'worthwhile_threads', 'map_threads', 'OtherSize']
+           'file_stamp', 'worthwhile_threads', 'map_threads', 'OtherSize']
 
 # %% ../nbs/03_cache.ipynb #2b02ad0f
 import functools, hashlib, json, os, time, zlib
@@ -59,7 +59,7 @@ def _resize(im, recipe, full, frac):
     box = [min(float(o)*frac, n) for o,n in zip(box, (*im.size,*im.size))]
     return im.resize(stored, recipe.resample, box=box)
 
-# %% ../nbs/03_cache.ipynb #2dcf3be5
+# %% ../nbs/03_cache.ipynb #df3a9ded
 def _pad_centre(im, recipe, full, frac):
     W,H = recipe.size
     resize = Resize((H,W), method='pad', pad_mode=recipe.pad_mode, resamples=(recipe.resample, recipe.resample))
@@ -76,7 +76,7 @@ def make_pixels(
 )->Pixels:
     "Read and decode `file`; raises what fastai raises"
     cls = recipe.cls
-    if recipe.method in (None,'encoded','pad') or recipe.resample==NEAREST or not opens_as_stock(cls) or not isinstance(file, (str,os.PathLike)):
+    if recipe.method in (None,'encoded','pad') or recipe.resample==NEAREST or not opens_as_stock(cls) or not is_path(file):
         im = cls.create(file)
         full,frac = tuple(im.size),1.
     else: im,full,frac = _open_scaled(file, cls, lambda full: [draft_ratio*int(o) for o in recipe.stored_size(full)])
@@ -193,7 +193,7 @@ def edit_image(
     for o in edits: im = _crop_pad_image(im, **o.keywords) if o.func is crop_pad_planes else im.transpose(**o.keywords)
     return im
 
-# %% ../nbs/03_cache.ipynb #3ca1619a
+# %% ../nbs/03_cache.ipynb #3cd48354
 def _digests(files):
     "(first, second) 8 bytes of a hash of each path (from the root, so that a changed working directory is no other file)"
     paths = [o if o.startswith(b'/') else os.path.join(os.getcwdb(), o) for o in map(os.fsencode, files)]
@@ -257,7 +257,7 @@ class ImageCache:
         recipe:Recipe, # How their pixels are made
     )->np.ndarray: # Place of each, -1 for what is not a path
         "Give each new file a place; files that are there keep theirs"
-        isfile = np.fromiter((isinstance(o, (str,os.PathLike)) for o in files), bool, len(files))
+        isfile = np.fromiter((is_path(o) for o in files), bool, len(files))
         paths = files if isfile.all() else [o for o,b in zip(files,isfile) if b]
         digests,kept,res = _digests(paths),self.kept.get(recipe, Kept()),np.full(len(files), -1, np.int32)
         new = np.flatnonzero(kept.find(digests)<0)
@@ -282,7 +282,7 @@ class ImageCache:
         "Take what the file of `recipe` has of `places`"
         file = self.file(recipe) or self.arena.add_file(recipe, PixelFile(self.path, recipe_text(recipe), functools.partial(could_make, recipe)))
         file.extend(places, keys)
-        self.arena.stamps[places] = [_stamp(*o) if any(o) else 0 for o in keys[:,2:].tolist()]
+        self.arena.stamps[places] = [_stamp(*o) for o in keys[:,2:].tolist()]
         self.arena.load(file)
 
     def file(self, recipe:Recipe)->PixelFile:
@@ -295,7 +295,7 @@ class ImageCache:
     )->np.ndarray: # Place of each, -1 for what has none
         "The places of `files`, without giving any a new one"
         kept = self.kept.get(recipe)
-        if kept is None or not all(isinstance(o, (str,os.PathLike)) for o in files): return np.full(len(files), -1, np.int32)
+        if kept is None or not all(is_path(o) for o in files): return np.full(len(files), -1, np.int32)
         return kept.find(_digests(files))
 
     def plan(self)->MemoryPlan:
@@ -362,7 +362,7 @@ def known_places(self:ImageCache)->np.ndarray:
     self.n_seen = n
     return np.array(list(self.known.values()), np.int64)
 
-# %% ../nbs/03_cache.ipynb #ccd28154
+# %% ../nbs/03_cache.ipynb #669b96ab
 @patch
 def _image(self:ImageCache, place, cls, region):
     "An image of `cls` with what `region(planes, full size)` shows of the stored planes; `None` if the place is empty"
@@ -378,12 +378,9 @@ def file_stamp(
     file, # Path, or anything else
 )->int: # 0 for what is no file, or not there
     "32 bits that are others when the size of `file`, or the time it was written, is another"
-    if not isinstance(file, (str,os.PathLike)): return 0
-    try: o = os.stat(file)
-    except OSError: return 0
-    return _stamp(o.st_size, o.st_mtime_ns)
+    return _stamp(*file_stat(file)) if is_path(file) else 0
 
-def _stamp(n_bytes, time_ns): return zlib.crc32(f'{n_bytes} {time_ns}'.encode()) or 1
+def _stamp(n_bytes, time_ns): return (zlib.crc32(f'{n_bytes} {time_ns}'.encode()) or 1) if n_bytes or time_ns else 0
 
 _bytes_mode = 255  # in the place of the number of Pillow's mode
 
@@ -393,7 +390,7 @@ def _make_encoded(self:ImageCache, place, file, recipe, keep, stamp):
     data = Path(file).read_bytes()
     try: im = recipe.cls.create(data)
     except Exception: im = recipe.cls.create(file)  # which says the same of the file, with its name
-    if keep: self.arena.write(place, np.frombuffer(data, np.uint8)[None,None], im.size, _bytes_mode, stamp)
+    if keep: self.keep_bytes(place, data, im.size, stamp)
     return Pixels(im, tuple(im.size), to_planes(im) if im.mode in pixel_modes else None)
 
 @patch
@@ -447,16 +444,18 @@ def has(self:ImageCache, place, file_of, recipe, keep=True)->bool:
     if place<0 or self.arena.place(place) is None: self._make(place, file_of(), recipe, keep)
     return True
 
-# %% ../nbs/03_cache.ipynb #925a9d80
+# %% ../nbs/03_cache.ipynb #dbe8804a
 @patch
 def keep_bytes(self:ImageCache,
     place:int, # From `reserve` or `place_of`; nothing is kept at a negative one
     data, # Bytes, or anything with a buffer of them
+    full:tuple=None, # (width, height) of the image that they are, if they are one
+    stamp:int=0, # Which version of its file they are from
 )->bool: # Whether they are in memory; `False` for 4 GiB and more, too
     "Keep `data` at `place`"
     planes = np.frombuffer(data, np.uint8)[None,None]
     if place<0 or planes.size>=1<<32 or self.arena.header['paused']: return False
-    return self.arena.place(place) is not None or self.arena.write(place, planes, (planes.size,1), _bytes_mode)
+    return self.arena.place(place) is not None or self.arena.write(place, planes, ifnone(full, (planes.size,1)), _bytes_mode, stamp)
 
 @patch
 def read_all_bytes(self:ImageCache,
@@ -477,11 +476,7 @@ def read_bytes(self:ImageCache,
     "A copy of the bytes at `place`"
     return self.read_all_bytes(np.array([place]))[0]
 
-# %% ../nbs/03_cache.ipynb #92d0ae78
-def n_cores():
-    "Cores that this process may use"
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else (os.cpu_count() or 1)
-
+# %% ../nbs/03_cache.ipynb #8b65c09b
 _small_file_bytes = 16_000
 
 def worthwhile_threads(
@@ -489,7 +484,7 @@ def worthwhile_threads(
     n_workers:int, # Threads to choose from
 )->int:
     "`n_workers`, or 0 for files so small that handing one to a thread costs more than decoding it"
-    if not isinstance(file, (str,os.PathLike)): return n_workers
+    if not is_path(file): return n_workers
     try: return 0 if os.path.getsize(file)<_small_file_bytes else n_workers
     except OSError: return n_workers  # it is gone: reading it says so
 
@@ -588,7 +583,7 @@ def gather(self:ImageCache,
     self.arena.count(n_hits, len(places)-n_hits)
     return out
 
-# %% ../nbs/03_cache.ipynb #c9cb4684
+# %% ../nbs/03_cache.ipynb #14e456ec
 @patch
 def _fill_one(self:ImageCache, place, source, make):
     "The error if `source` could not be read, `None` if it was or needs not be"
@@ -611,7 +606,7 @@ def fill(self:ImageCache,
     make = ifnone(make, partial(self._make, keep=True))
     if self.path is not None: todo = np.roll(todo, -(os.getpid()*7919%len(todo)))  # another process that fills the file begins elsewhere
     errors,bar,start_s = {},progress_bar(todo, display=show),time.perf_counter()
-    n_workers = ifnone(n_workers, worthwhile_threads(source_of(todo[0])[0], n_cores()))
+    n_workers = ifnone(n_workers, worthwhile_threads(source_of(todo[0])[0], num_cpus()))
     filling = map_threads(lambda i: self._fill_one(int(places[i]), source_of(i), make), todo, n_workers)
     try:
         for n,(i,error) in enumerate(zip(bar, filling)):
@@ -645,12 +640,12 @@ def forget_changed(self:ImageCache,
     file_of, # Function from a position in `places` to its path
     recipe:Recipe, # How their pixels are made
     for_s:float=None, # As for `changed`
-):
+)->list: # These files
     "Have files that have changed read again when a batch reaches them; the memory of their pixels is free after the next `purge`"
     at = self.changed(places, file_of, for_s)
-    if not len(at): return
     self.arena.places[places[at]],files = 0,[file_of(i) for i in at]
-    if (file := self.file(recipe)) is not None: file.set_keys(places[at], source_keys(_digests(files), files))
+    if files and (file := self.file(recipe)) is not None: file.set_keys(places[at], source_keys(_digests(files), files))
+    return files
 
 @patch
 def resume(self:ImageCache):

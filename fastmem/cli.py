@@ -12,7 +12,7 @@ __all__ = ['text_table', 'folder_plans', 'plan_report', 'limited_guard', 'fastme
            'named_arch', 'step_batch', 'train_rate', 'epoch_estimate_s', 'human_s', 'verdict', 'check_bench',
            'bench_heading', 'timed_model', 'save_plot', 'fastmem_bench', 'cache_row', 'cache_report', 'fastmem_cache']
 
-# %% ../nbs/08_cli.ipynb #a1606c80
+# %% ../nbs/08_cli.ipynb #99e89b9e
 import io, statistics, tempfile, time
 from contextlib import redirect_stdout
 from typing import Annotated, NamedTuple
@@ -22,7 +22,7 @@ from fastai.vision.all import *
 from fastcore.script import call_parse
 
 from .all import *
-from .cache import map_threads, n_cores
+from .cache import map_threads
 from .guard import memory_pressure_frac
 from .pixel_file import pixel_files
 from .plan import get_images
@@ -35,7 +35,7 @@ def text_table(
     widths = [max(len(o) for o in col) for col in zip(*rows)]
     return '\n'.join('  '.join(o.ljust(w) if i==0 else o.rjust(w) for i,(o,w) in enumerate(zip(row,widths))).rstrip() for row in rows)
 
-# %% ../nbs/08_cli.ipynb #cdef3fc4
+# %% ../nbs/08_cli.ipynb #f5db6430
 def folder_plans(
     path, # Folder of images
     size:int=224, # Pixels of `Resize`
@@ -55,7 +55,7 @@ def plan_report(
               *([f'{o.fill_s:.3g}', f'{o.warm_rate:,.0f}'] if o.costs else ['',''])] for k,o in plans.items()]
     limits = [['limit','may be taken']] + [[k, human_bytes(v)] for k,v in sorted(guard.limits().items(), key=lambda o:o[1])]
     plan = plans['resized']
-    timed = f'An image takes {plan.timing}, {n_cores()} cores' if plan.timing else 'No image could be decoded: nothing was timed'
+    timed = f'An image takes {plan.timing}, {num_cpus()} cores' if plan.timing else 'No image could be decoded: nothing was timed'
     what = 'keep every image' if plan.fits else f'keep {plan.cached_frac:.0%} of the images and read the rest from disk'
     return (f'{plan.n_items:,} images\n\n{text_table(rows)}\n{timed}\n\n{text_table(limits)}\n'
             f'({human_bytes(guard.wanted_bytes)} are left free; tasks waited for memory {memory_pressure_frac():.1%} of the last 10 s)\n\n'
@@ -228,7 +228,7 @@ def demo_report(
         rows.append([o.what, *speed_cells(o, runs[0]), ram, '' if o.accuracy is None else f'{o.accuracy:.1%}'])
     return text_table(rows)
 
-# %% ../nbs/08_cli.ipynb #aa0ea59b
+# %% ../nbs/08_cli.ipynb #63e8a30d
 @call_parse
 def fastmem_demo(
     path:str=None, # Your own class folders; images from scikit-learn if not given
@@ -244,10 +244,10 @@ def fastmem_demo(
         except (FileNotFoundError, ValueError) as e: raise SystemExit(f'fastmem-demo: {e}')
         print(plan_report(plans, size, guard), '\n')
         runs = run_demo(folder, size=size, bs=bs, workers=workers)
-        print(f'\n{runs[0].n:,} images, Resize({size}), bs={bs}, num_workers={workers}, {n_cores()} cores, medians of 3 runs in turns\n')
+        print(f'\n{runs[0].n:,} images, Resize({size}), bs={bs}, num_workers={workers}, {num_cpus()} cores, medians of 3 runs in turns\n')
         print(demo_report(runs))
 
-# %% ../nbs/08_cli.ipynb #764d592b
+# %% ../nbs/08_cli.ipynb #dd7298de
 def spread(
     files:list, # Paths
     n:int, # Of these to take
@@ -260,7 +260,7 @@ def readable(
     files:list, # Paths of images
 )->tuple: # (those that can be read, those that can't)
     "Read each of `files` once"
-    ok = list(map_threads(verify_image, files, n_cores()))
+    ok = list(map_threads(verify_image, files, num_cpus()))
     if not any(ok): raise ValueError(f'none of {len(files):,} images can be read, {files[0]} for instance')
     return L(files)[ok],L(files)[[not o for o in ok]]
 
@@ -435,7 +435,7 @@ def verdict(
     return (f'{head}: {model} trains {model_rate:,.0f} images/s, {feeds}, '
             f'so an epoch of {n:,} images takes about {human_s(stock_s)} with stock and {human_s(warm_s)} with fastmem.')
 
-# %% ../nbs/08_cli.ipynb #2ae60cd7
+# %% ../nbs/08_cli.ipynb #d5869132
 def check_bench(size, bs, workers, n, runs):
     "Raise what is wrong with the numbers that a user typed"
     for name,o in dict(size=size, bs=bs, n=n, runs=runs).items():
@@ -462,7 +462,7 @@ def timed_model(
 )->tuple: # (what trains, images a second)
     "How fast a model of `arch` trains here"
     dls = stock_dls(files[:bs], size, bs, workers=0, valid_pct=0)
-    device = torch.cuda.get_device_name() if dls.device.type=='cuda' else f'the CPU ({n_cores()} cores)'
+    device = torch.cuda.get_device_name() if dls.device.type=='cuda' else f'the CPU ({num_cpus()} cores)'
     return f'{arch.__name__} on {device}',train_rate(dls, arch, bs)
 
 def save_plot(
@@ -495,7 +495,7 @@ def fastmem_bench(
     except (FileNotFoundError, ValueError) as e: raise SystemExit(f'fastmem-bench: {e}')
     print(bench_heading(plan, good, bad), flush=True)
     res = run_bench(good, sample_guard(good, plan, size), size, bs, workers, runs)
-    print(f'\nResize({size}), bs={bs}, {n_cores()} cores, median of --runs {runs} in turns; preload() takes one thread a core\n')
+    print(f'\nResize({size}), bs={bs}, {num_cpus()} cores, median of --runs {runs} in turns; preload() takes one thread a core\n')
     print(f'{bench_report(res)}\n\n{text_bars(res)}\n', flush=True)
     model = timed_model(good, make_model, size, bs) if make_model else ('your model', model_images_per_s)
     print(verdict(res, plan.n_items, *model))

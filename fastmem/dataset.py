@@ -8,7 +8,7 @@ Docs: https://fastmem.github.io/fastmem/dataset.html.md"""
 __all__ = ['on_randoms', 'words', 'encode_sample', 'decode_sample', 'random_numbers_kept', 'read_repeatedly', 'SampleCache',
            'SampleStats', 'CachedDataset', 'CachedLoader', 'cached']
 
-# %% ../nbs/07_dataset.ipynb #e5d5e589
+# %% ../nbs/07_dataset.ipynb #a506fa25
 import importlib, json, operator, os, random, sys, time
 from contextlib import contextmanager
 from enum import Enum
@@ -20,6 +20,7 @@ from PIL import Image, ImageFile
 from torch.utils.data import Dataset, IterableDataset
 
 from .guard import *
+from .plan import *
 from .cache import *
 from .block import *
 from .loader import *
@@ -379,7 +380,7 @@ def memory(self:CachedDataset)->SampleStats:
     "What is in memory"
     return self._kept.stats(self._all_places())._replace(n_items=len(self))
 
-# %% ../nbs/07_dataset.ipynb #37af9601
+# %% ../nbs/07_dataset.ipynb #e139def1
 _n_files_checked = 2  # by each process
 
 class CachedLoader:
@@ -397,7 +398,7 @@ class CachedLoader:
         self._number = self.cache.reserve(fn, 1).first  # its own: other functions make other things of the same file
 
     def __call__(self, file):
-        if self._kept.options['mode']=='stream' or not isinstance(file, (str,os.PathLike)): return self.fn(file)
+        if self._kept.options['mode']=='stream' or not is_path(file): return self.fn(file)
         place = self.cache.place_of(file, self._number)
         found, = self._kept.find([place])
         return found[0] if found else self._kept.keep(place, self._read(file))

@@ -9,8 +9,8 @@ __all__ = ['worker_bytes', 'TargetSample', 'sample_targets', 'all_random', 'why_
            'FloatPipeline', 'WorkerRandom', 'Words', 'tell_given', 'tell', 'decide', 'prefer_encoded', 'tell_full',
            'fill_columns', 'preload_columns', 'report_fill', 'check_images', 'CacheStats', 'MemDL']
 
-# %% ../nbs/05_loader.ipynb #977c8ca0
-import gc, itertools, os, random, time
+# %% ../nbs/05_loader.ipynb #a126869c
+import gc, itertools, random, time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +34,7 @@ from .block import *
 # %% ../nbs/05_loader.ipynb #27814694
 _all_ = ['MemDL']
 
-# %% ../nbs/05_loader.ipynb #7b019fb9
+# %% ../nbs/05_loader.ipynb #ce777604
 _gathered_classes = PILImage,PILImageBW,PILMask
 
 def _own_methods(dl):
@@ -74,7 +74,7 @@ def sample_targets(dl, n=4)->TargetSample:
     states,start_s,made = get_random_states(),time.perf_counter(),[]
     try:
         for j,tl in enumerate(item_lists(dl.dataset)):
-            for i in range(0, len(tl), max(1, len(tl)//n)) if j not in dl.columns else ():
+            for i in evenly(len(tl), n) if j not in dl.columns else ():
                 before,(a,b) = all_random(),(tl[i],tl[i])
                 if before!=all_random() or not _same_target(a, b): return TargetSample('targets are random, or change')
                 made += [a,b]
@@ -193,7 +193,7 @@ class TargetColumn:
         self.known.update(zip(new, itertools.count(n)))  # last: a label that is known has its row
         return True
 
-# %% ../nbs/05_loader.ipynb #ccaa1d90
+# %% ../nbs/05_loader.ipynb #d95511ef
 def _stored_size(dl, column, i):
     "(width, height) of the image of item `i` before it is edited"
     recipe = column.recipe
@@ -201,7 +201,7 @@ def _stored_size(dl, column, i):
     at = dl.cache.arena.place(column.places[i]) if column.places[i]>=0 else None
     if at: return at.full if recipe.method=='encoded' else at.stored
     file = column.file(i)
-    header = image_header(file) if isinstance(file, (str,os.PathLike)) and opens_as_stock(recipe.cls) else None
+    header = image_header(file) if is_path(file) and opens_as_stock(recipe.cls) else None
     return tuple(map(int, recipe.stored_size(header[:2] if header else make_pixels(file, recipe).full)))
 
 @patch
@@ -256,7 +256,7 @@ def _targets(self:MemDL, j, tl):
     if j not in self.targets: self.targets[j] = TargetColumn(tl)
     return self.targets[j]
 
-# %% ../nbs/05_loader.ipynb #fe289bc0
+# %% ../nbs/05_loader.ipynb #3edb1f3a
 @patch
 def _known_tail(self:MemDL):
     "The last item transforms before `ToTensor`, if they can be traced"
@@ -298,7 +298,7 @@ def _itemwise(self:MemDL, samps, tail):
 
 def n_threads():
     "Threads that make a batch: one a core, and none but its own in a worker"
-    return n_cores() if torch.utils.data.get_worker_info() is None else 0
+    return num_cpus() if torch.utils.data.get_worker_info() is None else 0
 
 # %% ../nbs/05_loader.ipynb #232561ec
 _slice_values = 300_000 # in floats, about what a core's own cache holds
@@ -496,7 +496,7 @@ def after_iter(self:MemDL):
     super(MemDL, self).after_iter()
     if self.columns and self.keep and self.cache.arena.header['full']: tell_full(self.cache)
 
-# %% ../nbs/05_loader.ipynb #592cb2cc
+# %% ../nbs/05_loader.ipynb #dc769983
 def tell(
     cache:ImageCache, # What it is about
     text:str, # One line
@@ -531,7 +531,7 @@ def prefer_encoded(
     dl = first(o for o in loaders if isinstance(o, MemDL) and o.columns)
     column,plan = first(dl.columns.values()),dl.cache.plan()
     if plan.fits or dl.cache.path is not None or dl.options['size'] is not None or not all(opens_as_stock(o.recipe.cls) for o in dl.columns.values()): return ''
-    some = probe([column.file(i) for i in range(0, len(column), max(1, len(column)//256))], recipe=column.recipe, guard=dl.cache.guard, n_timed=32)
+    some = probe([column.file(i) for i in evenly(len(column), 256)], recipe=column.recipe, guard=dl.cache.guard, n_timed=32)
     encoded = some.stores['encoded']
     pixels,files = (o._replace(total_bytes=o.total_bytes*plan.n_items//some.n_items) for o in (some,encoded))
     if not (files.fits and files.costs and files.warm_rate>1.5*pixels.warm_rate): return ''  # timings of a few images scatter
@@ -652,7 +652,10 @@ def purge(self:DataLoaders)->int: # Bytes given back
     dls = _memory_dls(self)
     return dls[0].cache.purge(pause=dls[0].options['mode']=='preload')
 
-# %% ../nbs/05_loader.ipynb #40908a46
+# %% ../nbs/05_loader.ipynb #ee15a3e5
+def _audit(loaders):
+    for cache in {o.cache for o in loaders}: cache.check()
+
 class CacheStats(NamedTuple):
     "What is in memory"
     n_items:int # Images of these loaders
@@ -671,7 +674,7 @@ class CacheStats(NamedTuple):
 
     def check(self)->L:
         "Audit the cache, and look for files that have changed on disk since they were kept; `DataLoaders.refresh` reads them again"
-        for cache in {o.cache for o in self.loaders}: cache.check()
+        _audit(self.loaders)
         return L(str(c.file(i)) for dl in self.loaders for c in dl.columns.values() for i in dl.cache.changed(c.places, c.file)).unique()
 
     @property
@@ -710,7 +713,6 @@ def memory(self:DataLoaders)->CacheStats:
 @patch
 def refresh(self:DataLoaders)->L: # Paths
     "Read files that have changed on disk since they were kept again, when a batch reaches them"
-    res = self.memory.check()
-    for dl in _memory_dls(self):
-        for c in dl.columns.values(): dl.cache.forget_changed(c.places, c.file, c.recipe)
-    return res
+    dls = _memory_dls(self)
+    _audit(dls)
+    return L(str(o) for dl in dls for c in dl.columns.values() for o in dl.cache.forget_changed(c.places, c.file, c.recipe)).unique()
