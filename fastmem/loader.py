@@ -300,7 +300,7 @@ def n_threads():
     "Threads that make a batch: one a core, and none but its own in a worker"
     return num_cpus() if torch.utils.data.get_worker_info() is None else 0
 
-# %% ../nbs/05_loader.ipynb #232561ec
+# %% ../nbs/05_loader.ipynb #1d60364a
 _slice_values = 300_000 # in floats, about what a core's own cache holds
 
 def _plain(o, cls):
@@ -311,6 +311,11 @@ def _divides(o): return _plain(o, IntToFloatTensor) and isinstance(o.div, (int,f
 def _normalizes(o, x):
     return (_plain(o, Normalize) and all(isinstance(p, torch.Tensor) and p.dtype==torch.float32 and p.device==x.device
             and p.shape in ((1,x.shape[1],1,1),(1,1,1,1)) for p in (o.mean,o.std)))
+
+def _arithmetic(x, out, steps):
+    "`x` as floats in `out`, after each of `steps`: (function, what it is called with)"
+    out[:] = x
+    for f,o in steps: f(out, o, out=out)
 
 class FloatPipeline(Pipeline):
     "Batch transforms that begin with `IntToFloatTensor` and perhaps `Normalize`, quickly"
@@ -335,11 +340,13 @@ class FloatPipeline(Pipeline):
 
     def _floats(self, x, to_float, normalize=None):
         "What the two transforms make of `x`, to the last bit"
-        res,n = torch.from_numpy(self.memory.take(x.shape, np.float32)),max(1, _slice_values//x[0].numel())
-        for a,o in zip(x.as_subclass(torch.Tensor).split(n), res.split(n)):
-            torch.div(a, to_float.div, out=o)
-            if normalize is not None: o.sub_(normalize.mean).div_(normalize.std)
-        return res.as_subclass(type(x))
+        steps = [(np.divide, np.float32(to_float.div))]
+        if normalize is not None: steps += [(np.subtract, normalize.mean.numpy()), (np.divide, normalize.std.numpy())]
+        x_bytes,res = x.as_subclass(torch.Tensor).numpy(),self.memory.take(x.shape, np.float32)
+        n = max(1, _slice_values//x[0].numel())
+        with np.errstate(all='ignore'):  # PyTorch divides by 0 in silence
+            for i in range(0, len(x), n): _arithmetic(x_bytes[i:i+n], res[i:i+n], steps)
+        return torch.from_numpy(res).as_subclass(type(x))
 
 def _is_bytes(o): return type(o) in (TensorImage,TensorImageBW) and o.dtype==torch.uint8 and o.device.type=='cpu' and o.ndim==4 and len(o)>0
 
