@@ -145,9 +145,10 @@ def image_header(
         with Image.open(file) as im: return *im.size, im.mode
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError): return None  # a batch that reaches it raises it
 
-# %% ../nbs/01_plan.ipynb #bae27b0f
+# %% ../nbs/01_plan.ipynb #ebf110c1
 draft_ratio = 3 # decoded pixels per stored one, at least, where a JPEG is decoded at a fraction
 _timing_s = .5
+_shown_values = 4_000_000 # about those of a batch, so that they come from memory and not from a core's cache
 
 class Timing(NamedTuple):
     "What an image takes, on average over a sample; `read_s` to `copy_s` in one thread"
@@ -158,14 +159,14 @@ class Timing(NamedTuple):
     header_s:float
     decode_s:float
     resize_s:float # And planes of it
-    copy_s:float # From what is stored to floats
+    copy_s:float # From what is stored to floats, in a batch
 
     def __str__(self):
         parts = ', '.join(f'{getattr(self, f"{o}_s")*1e3:.3g} ms to {o}' for o in ('read','decode','resize'))
         return f'{parts} ({self.n} images, ± {self.error_frac:.0%})'
 
 def _time_image(file, recipe):
-    "Seconds to read, open, decode, resize and copy one image; `None` if it can't be read"
+    "(seconds to read, open, decode and resize one image, what a batch shows of it), or `None` if it can't be read"
     marks = [time.perf_counter()]
     def mark(o): marks.append(time.perf_counter()); return o
     try:
@@ -176,14 +177,17 @@ def _time_image(file, recipe):
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError): return None  # a batch that reaches it raises it
     a = np.asarray(im if recipe.method is None else im.resize(stored, recipe.resample))
     planes = mark(np.ascontiguousarray(np.moveaxis(np.atleast_3d(a), 2, 0)))
-    return np.append(np.diff(marks), _copy_s(planes if recipe.method!='crop' else planes[:,:recipe.size[1],:recipe.size[0]]))
+    return np.diff(marks),planes if recipe.method!='crop' else planes[:,:recipe.size[1],:recipe.size[0]]
 
-def _copy_s(planes):
-    "Seconds of a core to make floats of `planes`, in memory that is there"
-    out = np.empty(planes.shape, np.float32); out[:] = 0
-    start_s = time.thread_time()
-    np.divide(planes.copy(), 255, out=out)
-    return time.thread_time()-start_s
+def _copy_s(shown):
+    "Seconds of an image to gather `shown`, the planes of some, and make floats of them, in memory that is there"
+    batch,floats = ([np.ones(o.shape, t) for o in shown] for t in (np.uint8,np.float32))
+    start_s = time.perf_counter()
+    for a,b in zip(shown, batch): b[:] = a
+    for b,o in zip(batch, floats):
+        o[:] = b
+        o /= 255
+    return (time.perf_counter()-start_s)/len(shown)
 
 def time_images(
     files:list, # Paths of images
@@ -192,15 +196,18 @@ def time_images(
     seed:int=1, # Which: others than those whose headers are read, which the system has in memory then
 )->Timing: # `None` if none can be read
     "Time what making the stored pixels takes"
-    n_threads,parts,start_s = num_cpus(),[],time.perf_counter()
+    n_threads,parts,shown = num_cpus(),[],[]
+    start_s = time.perf_counter()
     with ThreadPoolExecutor(n_threads) as pool:
         for some in chunked(_pick(files, n, seed), 4*n_threads):
-            parts += [o for o in pool.map(partial(_time_image, recipe=recipe), some) if o is not None]
+            for took_s,planes in filter(None, pool.map(partial(_time_image, recipe=recipe), some)):
+                parts.append(took_s)
+                if sum(o.size for o in shown)<_shown_values: shown.append(planes)
             if time.perf_counter()-start_s>_timing_s: break
     if not parts: return None
-    took_s,parts = time.perf_counter()-start_s,np.array(parts)
-    made_s = parts[:,:-1].sum(1)
-    return Timing(len(parts), took_s/len(parts), *map(float, [made_s.std()/made_s.mean()/np.sqrt(len(parts)), *parts.mean(0)]))
+    image_s,parts = (time.perf_counter()-start_s)/len(parts),np.array(parts)
+    made_s = parts.sum(1)
+    return Timing(len(parts), image_s, float(made_s.std()/made_s.mean()/np.sqrt(len(parts))), *map(float, parts.mean(0)), _copy_s(shown))
 
 # %% ../nbs/01_plan.ipynb #2260183d
 class Costs(NamedTuple):
@@ -340,7 +347,7 @@ def _scan(folder):
 
 def _listed(folder): return list(_scan(folder))
 
-# %% ../nbs/01_plan.ipynb #cc4a4855
+# %% ../nbs/01_plan.ipynb #f04f55f4
 def probe(
     files, # Paths of images, or a folder of them
     n:int=256, # Headers to read
@@ -354,8 +361,8 @@ def probe(
     files,guard = get_images(files, _listed),ifnone(guard, shared_guard())
     if recipe is None: recipe = Recipe() if size is None else Recipe(method='crop', size=(size,size))
     recipes = {recipe.store: recipe, 'decoded': recipe._replace(method=None)}
-    timings = {k: time_images(files, o, n_timed, seed=i+1) for i,(k,o) in enumerate(recipes.items())} if n_timed else {}
     plans = {k: make_plan(len(files), total, k, guard, error, held_bytes) for k,(total,error) in store_bytes(files, recipes, n).items()}
+    timings = {k: time_images(files, o, n_timed, seed=i+1) for i,(k,o) in enumerate(recipes.items())} if n_timed else {}
     return with_costs(plans, recipe.store, timings)
 
 def with_costs(

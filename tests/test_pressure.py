@@ -1,5 +1,6 @@
 "Memory that somebody else takes while two workers and the main process read: in a real cgroup, and on a host that is made up"
 import json, time, uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,36 @@ def test_a_hog_gets_its_memory_and_training_goes_on(tmp_path, cgroup, where):
     assert max(o[3] for o in holding)>=.7*130e6, 'the reserve is free again, but for the workers of the next epoch'
     assert settled[3]>=.8*65e6, 'half of it stays free, but for what moves between two looks'
     assert settled[2]-min(o[2] for o in holding[len(holding)//2:])<=1, 'and next to nothing more is given back'
+
+notebook = setup+'''
+ready,other = Path(sys.argv[3]),Path(sys.argv[4])
+guard = MemoryGuard(reserve_bytes=130_000_000)
+from fastmem.guard import available_memory
+dl = loader(guard, num_workers=0)
+def meet(at): ready.with_suffix(at).touch(); return lambda: other.with_suffix(at).exists()
+started = meet('.started')
+while not started(): time.sleep(.02)
+seen,n,end = [],0,time.monotonic()+16
+ended = lambda: False
+while not (time.monotonic()>end and ended()):  # neither leaves while the other looks
+    for k in checked(dl):
+        n += k
+        if time.monotonic()<end: seen.append((n_cached(dl.cache), dl.cache.arena.generation, available_memory()))
+    if time.monotonic()>end: ended = meet('.ended')
+dl.cache.check()
+print(json.dumps(dict(n=n, seen=seen)))
+'''
+
+def test_two_notebooks_settle_on_shares(tmp_path, cgroup):
+    "Two programs that start together, in one real cgroup that has no room for both: each keeps some, half of the reserve stays free, and in the end nothing comes and goes"
+    by_content(tmp_path/'images', 960)
+    group,names = cgroup(1_600_000_000),[tmp_path/'a',tmp_path/'b']
+    for o in names: o.mkdir()
+    def run(me, other): return json.loads(run_program(me, notebook, group, tmp_path/'images', me/'is', other/'is', timeout_s=120).splitlines()[-1])
+    with ThreadPoolExecutor(2) as pool: res = list(pool.map(run, names, names[::-1]))
+    late = [o['seen'][len(o['seen'])//2:] for o in res]
+    print([f"{o[-1][0]} of 960 kept, {o[-1][1]} generations, {min(a for *_,a in o)/1e6:.0f} MB free at least" for o in late])
+    assert all(0<o[-1][0]<960 for o in late), 'both keep some, and not all'
+    assert all(min(a for *_,a in o)>=65e6 for o in late), 'half of the reserve is free'
+    assert all(o[-1][1]-o[0][1]<=1 for o in late), 'next to nothing is given back any more'
+    assert all(max(n for n,*_ in o)-min(n for n,*_ in o)<=50 for o in late), 'and what is kept stays as it is'
