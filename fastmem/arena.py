@@ -75,7 +75,7 @@ def _pixel_sizes(guard):
     sizes,left = [1<<i for i in range(_max_bits,27,-1)],address_space_bytes()
     return [o for o in sizes if left is None or o<=left-guard.reserve_bytes] or sizes[-1:]
 
-# %% ../nbs/02_arena.ipynb #22e52040
+# %% ../nbs/02_arena.ipynb #05f40532
 class Place(NamedTuple):
     "Where an image is and what it looks like"
     offset:int # Byte of the pixel mapping at which it starts
@@ -112,7 +112,7 @@ class Arena:
     def _own(self):
         "What belongs to one process: made anew after a fork, so that no lock or chunk is shared by accident"
         if self._pid!=os.getpid():
-            self._thread_lock,self._next,self._end,self._row,self._pid = threading.Lock(),0,0,None,os.getpid()
+            self._thread_lock,self._next,self._end,self._chunk_generation,self._row,self._pid = threading.Lock(),0,0,0,None,os.getpid()
         return self
 
     @property
@@ -199,35 +199,39 @@ def watch(self:Arena)->int: # The generation
         elif now[1]>seen[1]: seen[1] = now[1]
     return self.generation
 
-# %% ../nbs/02_arena.ipynb #f45399f5
+# %% ../nbs/02_arena.ipynb #a5675f2d
 @patch
-def _allocate(self:Arena, n_bytes):
-    "Offset of `n_bytes` of this process's chunk, or `None` if the guard has no room; the thread lock is held"
+def _allocate(self:Arena, n_bytes, generation):
+    "Offset of `n_bytes` of this process's chunk of `generation`, or `None` if the guard has no room; the thread lock is held"
     n_bytes = aligned(n_bytes)
-    if self._next+n_bytes > self._end:
-        budget = 0 if self.header['full'] else self.guard.budget()
-        if n_bytes>budget: self.header['full'] = 1; return None
-        chunk = max(n_bytes, min(_chunk_bytes, budget//16//align_bytes*align_bytes))
-        fcntl.lockf(self.fd, fcntl.LOCK_EX, 1)
+    if self._next+n_bytes > self._end or self._chunk_generation!=generation:
+        if (n_chunk_bytes := self._asked(n_bytes)) is None: return None
+        fcntl.lockf(self.fd, fcntl.LOCK_EX, 1)  # whoever gives memory back holds it: the chunk is behind what is punched
         try:
             first = int(self.header['next_byte'])
-            if first+chunk>self._top: self.header['full'] = 1; return None
-            self.header['next_byte'] = first+chunk
+            if first+n_chunk_bytes>self._top: return None
+            self.header['next_byte'] = first+n_chunk_bytes
         finally: fcntl.lockf(self.fd, fcntl.LOCK_UN, 1)
-        self._next,self._end = first,first+chunk
+        self._next,self._end,self._chunk_generation = first,first+n_chunk_bytes,generation
     self._next += n_bytes
     return self._next-n_bytes
 
 @patch
-def _take(self:Arena, n_bytes, file):
-    "Where to write `n_bytes`, in memory or in `file`; `None` if there is no room"
-    with self._own()._thread_lock: return self._allocate(n_bytes) if file is None else file.take(n_bytes)
+def _asked(self:Arena, n_bytes):
+    "Bytes of a chunk for `n_bytes` that the guard allows; `None` if it does not"
+    budget = 0 if self.header['full'] else self.guard.budget()
+    return None if n_bytes>budget else max(n_bytes, min(_chunk_bytes, budget//16//align_bytes*align_bytes))
 
 @patch
-def _keep(self:Arena, place, planes, full, mode, file):
+def _take(self:Arena, n_bytes, generation, file):
+    "Where to write `n_bytes`, in memory or in `file`; `None` if there is no room"
+    with self._own()._thread_lock: return self._allocate(n_bytes, generation) if file is None else file.take(n_bytes)
+
+@patch
+def _keep(self:Arena, generation, place, planes, full, mode, file):
     "Offset at which the pixels are now, `None` if there is no room"
     try:
-        if (at := self._take(planes.nbytes, file)) is None: return None
+        if (at := self._take(planes.nbytes, generation, file)) is None: return None
         if file is None: write_all(self.fd, planes, self.start+at)
         else: file.put(at, place, planes, full, mode)
     except OSError as e:
@@ -247,7 +251,7 @@ def write(self:Arena,
     "Keep the pixels of an image"
     if file is not None and not file.knows(place): return False
     generation = self.watch()
-    offset = self._keep(place, planes, full, mode, file)
+    offset = self._keep(generation, place, planes, full, mode, file)
     if offset is None: self.header['full'] = 1; return False
     self.sizes[place] = *planes.shape[:0:-1],*full
     self.modes[place],self.pixel_bytes[place],self.stamps[place] = mode,planes.shape[0]*planes.itemsize,stamp
@@ -284,7 +288,8 @@ def view(self:Arena,
     (w,h),n = place.stored,np.dtype(dtype).itemsize
     return self.pixels[place.offset:place.offset+bands*w*h*n].view(dtype).reshape(bands,h,w)
 
-# %% ../nbs/02_arena.ipynb #72159503
+# %% ../nbs/02_arena.ipynb #cdf775d8
+_long_run_bytes = 500_000 # so long that Python's own time does not matter; PyTorch can't count windows of 1 MiB over all of the arena
 _few_bytes = 1_000_000 # too few for several cores: they would wait for each other, for milliseconds if one is busy
 
 @patch
@@ -300,7 +305,9 @@ def copy_windows(self:Arena,
     if (w!=W).any() or (h!=H).any():
         starts,run_bytes = starts[:,None,None]+(w*h)[:,None,None]*np.arange(bands)[:,None]+w[:,None,None]*np.arange(H),W
     shape,starts,out = (len(self.pixels)-run_bytes, run_bytes),starts.reshape(-1),out.reshape(-1,run_bytes)
-    if out.nbytes<_few_bytes: out[:] = np.ndarray(shape, np.uint8, self.pixels, 0, (1,1))[starts]
+    if run_bytes>=_long_run_bytes:
+        for o,at in zip(out, starts.tolist()): o[:] = self.pixels[at:at+run_bytes]
+    elif out.nbytes<_few_bytes: out[:] = np.ndarray(shape, np.uint8, self.pixels, 0, (1,1))[starts]
     else: torch.index_select(torch.as_strided(self.bytes, shape, (1,1)), 0, torch.from_numpy(starts), out=torch.from_numpy(out))
 
 # %% ../nbs/02_arena.ipynb #254f4c87
@@ -320,7 +327,7 @@ def image_bytes(self:Arena,
     "Bytes of the pixels of each image"
     return np.where(self.ready(places), self.sizes[places,0].astype(np.int64)*self.sizes[places,1]*self.pixel_bytes[places], 0)
 
-# %% ../nbs/02_arena.ipynb #08eede77
+# %% ../nbs/02_arena.ipynb #aa14d925
 @patch
 def _repair(self:Arena):
     "Forget what a process that was killed while it shrank the arena stamped with a generation that never came"
@@ -336,24 +343,21 @@ def purge(self:Arena)->int: # Bytes given back
         self.header['generation'] += 1
         _punch(self.fd, self.start, len(self.pixels))
         self.header['full'] = 0
-        self._end = self._next  # a new chunk asks the guard again
     return max(0, before-self.used_bytes) + sum(self._purge_file(o) for o in self.files.values())
 
-# %% ../nbs/02_arena.ipynb #976e028f
+# %% ../nbs/02_arena.ipynb #74102ee1
 @patch
-def _kept_end(self:Arena, places, n_bytes):
-    "(numbers of `places` to keep, byte from which on `n_bytes` of their pixels lie)"
-    offsets = _offsets(self.places[places])
-    order = np.argsort(offsets, kind='stable')
-    places,offsets = places[order],offsets[order]
-    sizes = self.image_bytes(places)
-    n_kept = int((sizes.sum()-np.cumsum(sizes) >= n_bytes).sum())  # what lies behind each of these is enough
-    return places[:n_kept], int(offsets[n_kept]) if n_kept<len(places) else int(self.header['next_byte'])
+def _ready_words(self:Arena):
+    "(numbers of all places that are ready, in the order of their pixels, and their words)"
+    words = self.places[:int(self.header['next_place'])].copy()
+    ids = np.flatnonzero(_generation(words)==self.generation)
+    ids = ids[np.argsort(_offsets(words[ids]), kind='stable')]
+    return ids,words[ids]
 
 @patch
-def _advance(self:Arena, kept):
-    "Raise the generation, for all places but `kept`; the lock is held"
-    self.places[kept] = (_offsets(self.places[kept])//align_bytes).astype(np.uint64) | np.uint64(_pack(self.generation+1, 0))
+def _advance(self:Arena, kept, words):
+    "Raise the generation, for all places but `kept`, whose `words` others may have written anew meanwhile; the lock is held"
+    self.places[kept] = (_offsets(words)//align_bytes).astype(np.uint64) | np.uint64(_pack(self.generation+1, 0))
     self.header['generation'] += 1
 
 @patch
@@ -364,14 +368,15 @@ def shrink(self:Arena,
     if self.files: return 0  # what files have in memory is the kernel's to give back
     with self.locked():
         self._repair()
-        before,ids = self.used_bytes,np.arange(int(self.header['next_place']))
-        self.header['full'],ids = 1,ids[self.ready(ids)]
+        self.header['full'] = 1
+        before,(ids,words) = self.used_bytes,self._ready_words()
         if not len(ids): return 0
-        kept,end = self._kept_end(ids, n_bytes)
-        self._advance(kept)
+        sizes = self.image_bytes(ids)
+        n_kept = int((sizes.sum()-np.cumsum(sizes) >= n_bytes).sum())  # what lies behind each of these is enough
+        self._advance(ids[:n_kept], words[:n_kept])
+        end = int(np.append(_offsets(words), int(self.header['next_byte']))[n_kept])
         first = -(-(self.start+end)//mmap.PAGESIZE)*mmap.PAGESIZE
         _punch(self.fd, first, self.start+len(self.pixels)-first)
-        self._end = self._next
     return max(0, before-self.used_bytes)
 
 # %% ../nbs/02_arena.ipynb #8ac380a6
@@ -404,7 +409,7 @@ def check(self:Arena):
     assert inside.all(), "a place lies outside what was handed out"
     assert (offsets[order][1:] >= ends[order][:-1]).all(), "two places overlap"
 
-# %% ../nbs/02_arena.ipynb #6f1b082b
+# %% ../nbs/02_arena.ipynb #6137d2c6
 def _map_fixed(address, n_bytes, fd):
     "Map `fd`, from its start, over `n_bytes` of address space that are ours; beyond the end of the file, too, for it grows"
     libc = ctypes.CDLL(None, use_errno=True)
@@ -415,8 +420,11 @@ def _map_fixed(address, n_bytes, fd):
 
 @patch
 def _map_file(self:Arena, key, file):
-    "Map `file` where its `base` says; one without gets half of what is left"
-    if not file.base: file.span = self._top//2; file.base = self._top-file.span
+    "Map `file` where its `base` says; one without gets what its disk could hold, or half of what is left"
+    if not file.base:
+        disk = os.fstatvfs(file.fd)
+        file.span = min(self._top//2, 1<<max(30, (disk.f_blocks*disk.f_frsize).bit_length()))
+        file.base = self._top-file.span
     if file.base+file.span>self._top or file.span<file.chunk_bytes: raise MemoryError(f"no address space is left to map {file.path}: raise `ulimit -v`")
     _map_fixed(self.pixels.ctypes.data+file.base, file.span, file.fd)
     self._top,self.files[key] = file.base,file
@@ -457,7 +465,7 @@ def verify(self:Arena,
         if not file.right(at-file.base, n, int(self.checksums[i])): self.places[i] = 0
         self.checksums[i] = 0
 
-# %% ../nbs/02_arena.ipynb #b9c03c29
+# %% ../nbs/02_arena.ipynb #75161731
 @patch
 def _drop(self:Arena, seen, file):
     "Forget what lies in `file`, unless somebody else has just done so"
@@ -465,9 +473,10 @@ def _drop(self:Arena, seen, file):
         now = file.now
         if now[0]==seen[0] and now[1]>=seen[1]: return
         if now[0]==seen[0]: file.tell('it was cut short by another program: its images are read again.')
-        ids = np.arange(int(self.header['next_place']))
-        offsets = _offsets(self.places[ids])
-        self._advance(ids[self.ready(ids) & ((offsets<file.base)|(offsets>=file.base+file.span))])
+        self._repair()
+        ids,words = self._ready_words()
+        others = (_offsets(words)<file.base)|(_offsets(words)>=file.base+file.span)
+        self._advance(ids[others], words[others])
         seen[:] = now
 
 @patch

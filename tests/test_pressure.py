@@ -1,11 +1,14 @@
 "Memory that somebody else takes while two workers and the main process read: in a real cgroup, and on a host that is made up"
 import json, time, uuid
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
-import pytest
-from PIL import Image
-from helpers import run_program
+import numpy as np, pytest
+from fastai.vision.all import *
+from fastmem.all import *
+from fastmem.arena import Arena
+from helpers import Inverted, photo_folder, run_program
 
 _v1_root = Path('/sys/fs/cgroup/memory')
 
@@ -147,3 +150,71 @@ def test_two_notebooks_settle_on_shares(tmp_path, cgroup):
     assert all(min(a for *_,a in o)>=65e6 for o in late), 'half of the reserve is free'
     assert all(o[-1][1]-o[0][1]<=1 for o in late), 'next to nothing is given back any more'
     assert all(max(n for n,*_ in o)-min(n for n,*_ in o)<=50 for o in late), 'and what is kept stays as it is'
+
+# What gives memory back while others read and write, at the worst instant
+
+def _write_for_ever(arena, places, seed):
+    "Write images that are missing; each is of one value, that of its place"
+    rng = np.random.default_rng(seed)
+    while True:
+        i = int(rng.choice(places))
+        if arena.place(i) is None: arena.write(i, np.full((3,8,8), i%250+1, np.uint8), (8,8), 1)
+
+def test_what_others_write_meanwhile_is_not_given_back():
+    "Two processes fill what a third gives back, and purges: a place that is ready never shows zeros"
+    arena = Arena(MemoryGuard(limit_bytes=1_000_000_000))
+    places = arena.reserve_places(5000)+np.arange(5000)
+    writers = [get_context('fork').Process(target=_write_for_ever, args=(arena, places, i), daemon=True) for i in range(2)]
+    for o in writers: o.start()
+    n_seen,end,rng = 0,time.monotonic()+6,np.random.default_rng(0)
+    try:
+        while time.monotonic()<end:
+            if rng.random()<.2: arena.purge()
+            else: arena.shrink(int(rng.integers(1, 300_000)))
+            arena.is_full = False
+            for _ in range(3):
+                generation,found = arena.generation,[(i, arena.place(i)) for i in places.tolist()]
+                wrong = [i for i,at in found if at is not None and not (arena.view(at, 3)==i%250+1).all()]
+                assert arena.generation==generation and not wrong, wrong[:10]
+                n_seen += sum(at is not None for _,at in found)
+    finally:
+        for o in writers: o.kill(); o.join()
+    arena.check()
+    assert n_seen>1000
+
+def _loader(path, **kwargs):
+    files = photo_folder(path, 12, size=(60,40))
+    return ImageDataLoaders.from_path_func('.', files, parent_label, valid_pct=0, bs=4, num_workers=0, device='cpu', **kwargs)
+
+ways = dict(windows=('copy_windows', dict(item_tfms=Resize(32))), views=('view', dict(item_tfms=[Resize(32),Inverted()])),
+            padded=('view', dict(item_tfms=Resize(32, ResizeMethod.Pad))), files=('view', dict(item_tfms=Resize(32), store='encoded')))
+
+@pytest.mark.parametrize('how', ways)
+@pytest.mark.parametrize('give_back', ['purge','shrink'])
+def test_what_is_given_back_while_it_is_copied_is_read_again(tmp_path, monkeypatch, how, give_back):
+    "The memory of an image goes between the look at its place and the copy: the batch is as ever"
+    name,kwargs = ways[how]
+    store = kwargs.get('store','auto')
+    dls = _loader(tmp_path, **{k:v for k,v in kwargs.items() if k!='store'}).in_memory(store=store, guard=MemoryGuard())
+    def batch():
+        set_seed(3); dls.train.rng = random.Random(3)
+        return dls.train.one_batch()[0]
+    dls.preload()
+    wanted,arena = batch(),dls.train.cache.arena
+    given = []
+    def gone(self, *args, **kw):
+        if not given: given.append(self.purge() if give_back=='purge' else self.shrink(1<<40))
+        return copied(self, *args, **kw)
+    copied = getattr(Arena, name)
+    monkeypatch.setattr(Arena, name, gone)
+    got = batch()
+    assert given and given[0]>0 and torch.equal(got, wanted)
+    assert arena.generation==2
+
+def test_bytes_that_are_given_back_while_they_are_copied_are_none(monkeypatch):
+    cache = ImageCache(guard=MemoryGuard())
+    kept = cache.reserve('owner', 1)
+    assert cache.keep_bytes(kept.first, b'some bytes') and cache.read_bytes(kept.first).tobytes()==b'some bytes'
+    copied = Arena.copy_bytes
+    monkeypatch.setattr(Arena, 'copy_bytes', lambda self, places: (copied(self, places), self.purge())[0])
+    assert cache.read_bytes(kept.first) is None
