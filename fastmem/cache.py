@@ -193,7 +193,7 @@ def edit_image(
     for o in edits: im = _crop_pad_image(im, **o.keywords) if o.func is crop_pad_planes else im.transpose(**o.keywords)
     return im
 
-# %% ../nbs/03_cache.ipynb #3cd48354
+# %% ../nbs/03_cache.ipynb #65c6dbc6
 def _digests(files):
     "(first, second) 8 bytes of a hash of each path (from the root, so that a changed working directory is no other file)"
     paths = [o if o.startswith(b'/') else os.path.join(os.getcwdb(), o) for o in map(os.fsencode, files)]
@@ -208,7 +208,7 @@ class Kept(NamedTuple):
 
     def find(self, digests):
         "Place of each of `digests`, -1 for one that has none"
-        if len(self.first)==0: return np.full(digests.shape[1], -1, np.int32)
+        if len(self.first)==0: return np.full(len(digests[0]), -1, np.int32)
         at = np.minimum(np.searchsorted(self.first, digests[0]), len(self.first)-1)
         return np.where((self.first[at]==digests[0])&(self.second[at]==digests[1]), self.places[at], np.int32(-1))
 
@@ -583,7 +583,7 @@ def gather(self:ImageCache,
     self.arena.count(n_hits, len(places)-n_hits)
     return out
 
-# %% ../nbs/03_cache.ipynb #14e456ec
+# %% ../nbs/03_cache.ipynb #01a4463f
 @patch
 def _fill_one(self:ImageCache, place, source, make):
     "The error if `source` could not be read, `None` if it was or needs not be"
@@ -664,6 +664,16 @@ def purge(self:ImageCache, pause:bool=False)->int: # Bytes given back
 def check(self:ImageCache):
     "Audit the whole structure; raises `AssertionError`"
     self.arena.check()
+    for recipe,kept in self.kept.items(): self._check_kept(recipe, kept)
     places = np.concatenate([o.places for o in self.kept.values()] + [np.arange(o.first, o.first+o.n) for _,o in self.reserved.values()]
                             + [self.known_places() if self.reserved else np.empty(0,np.int64)])
-    assert len(np.unique(places))==len(places)<=int(self.arena.header['next_place']), "two files share a place"
+    if not len(np.unique(places))==len(places)<=int(self.arena.header['next_place']): raise AssertionError("two files share a place")
+
+@patch
+def _check_kept(self:ImageCache, recipe, kept):
+    "Whether the files of `recipe` are found, and what is at their places can be of it"
+    demand(kept.find(kept[:2])==kept.places, kept.places, "is not found by its file")
+    ids = kept.places[self.arena.ready(kept.places)]
+    record = {k: getattr(self.arena, o)[ids] for k,o in dict(size='sizes', mode='modes', pixel_bytes='pixel_bytes').items()}
+    as_bytes = (record['mode']==_bytes_mode) & (record['pixel_bytes']==1) & (record['size'][:,1]==1)
+    demand(as_bytes if recipe.method=='encoded' else could_make(recipe, record), ids, f"holds what can't be kept {recipe.store}")

@@ -190,17 +190,17 @@ class MemoryGuard:
         return (f'MemoryGuard: {human_bytes(self.budget())} may be taken (bound by {self.binding()}), '
                 f'{human_bytes(self.used_bytes)} held, {human_bytes(self.wanted_bytes)} left free')
 
-# %% ../nbs/00_guard.ipynb #8540d927
+# %% ../nbs/00_guard.ipynb #68731d46
 @patch
 def expect(self:MemoryGuard,
     who, # A loader
     n_bytes:int, # What its batches take while it runs
-    taken:bool=False, # Whether they have been made, so that these bytes are not available any more
+    state:str='idle', # 'begun' once it runs, 'taken' once these bytes are not available any more
 ):
-    "Keep `n_bytes` free for the batches of `who`"
-    self.takers[who] = n_bytes,taken
-    sizes,taken = zip(*self.takers.values())
-    n_bytes = max(0, max(sizes)-sum(n for n,o in zip(sizes,taken) if o))
+    "Keep `n_bytes` free for the batches of `who`; loaders that do not run yet are taken to run in turns"
+    self.takers[who] = n_bytes,state
+    begun,taken = (sum(n for n,o in self.takers.values() if o==state) for state in ('begun','taken'))
+    n_bytes = max(begun, max(n for n,_ in self.takers.values())-taken)
     for a in self.arenas: a.coming_bytes = n_bytes
 
 # %% ../nbs/00_guard.ipynb #61e5777d
@@ -243,13 +243,14 @@ def look(self:MemoryGuard,
         for a in self.arenas: a.is_full = False
     return available_memory()<self.reserve_bytes
 
-# %% ../nbs/00_guard.ipynb #dcc2c227
+# %% ../nbs/00_guard.ipynb #a12230e2
 _watch_s = .25     # time between two looks
 _near_watch_s = .05 # the same once the reserve is touched
 
 def _keep_watch(guard):
     while (o := guard()) is not None:
-        touched = bool(o.arenas) and o.look()
+        try: touched = bool(o.arenas) and o.look()
+        except OSError: touched = False  # no descriptor is left for `/proc` now: it looks again
         del o
         time.sleep(_near_watch_s if touched else _watch_s)
 

@@ -350,7 +350,7 @@ class FloatPipeline(Pipeline):
 
 def _is_bytes(o): return type(o) in (TensorImage,TensorImageBW) and o.dtype==torch.uint8 and o.device.type=='cpu' and o.ndim==4 and len(o)>0
 
-# %% ../nbs/05_loader.ipynb #6e7a670e
+# %% ../nbs/05_loader.ipynb #3d259129
 class WorkerRandom:
     "The random numbers that `n` workers of this epoch would draw"
     def __init__(self,
@@ -386,7 +386,7 @@ def _start_epoch(self:MemDL):
     for j in [j for j,o in self.targets.items() if not o.current()]: del self.targets[j]
     self._why,self._worker_random = why_items(self),None
     if not self.columns: return
-    self.cache.guard.expect(self, self.in_flight_bytes())
+    self.cache.guard.expect(self, self.in_flight_bytes(), 'begun')
     if type(self.after_batch) is Pipeline: self.after_batch = FloatPipeline(self.after_batch, self.cache.batches)
     decide(self.cache, self.options)
     self.keep = self.options['mode']!='stream' and not self.cache.verdict=='stream'
@@ -398,6 +398,7 @@ def __iter__(self:MemDL):
     self._begun,workers,batches = True,self.fake_l.num_workers,super(MemDL, self).__iter__()
     if workers and self._in_process(): batches = self._in_this_process(batches, workers)
     elif self.columns: self.cache.guard.look(self.in_flight_bytes())
+    if self.columns: self.cache.guard.watch()
     yield from (self._watched(batches) if self.columns else batches)
 
 @patch
@@ -414,7 +415,7 @@ def _in_this_process(self:MemDL, batches, workers):
     finally: self._worker_random = None
     yield from itertools.chain(begun, batches)
 
-# %% ../nbs/05_loader.ipynb #9d794235
+# %% ../nbs/05_loader.ipynb #33141201
 worker_bytes = 60_000_000 # of a worker's own
 _float_copies = 3         # of a batch; `BatchMemory` keeps as many
 
@@ -460,7 +461,7 @@ def _watched(self:MemDL, batches):
     guard,n_bytes,n_ahead = self.cache.guard,self.in_flight_bytes(),self._n_ahead()
     try:
         for i,b in enumerate(batches):
-            if i==n_ahead: guard.expect(self, n_bytes, taken=True)
+            if i==n_ahead: guard.expect(self, n_bytes, 'taken')
             tell_given(self.cache)
             yield b
     finally: guard.expect(self, n_bytes)

@@ -7,7 +7,7 @@ from fastmem.all import *
 from fastmem.loader import FloatPipeline, TargetColumn
 from fastmem.arena import BatchMemory
 from fasttransform import Pipeline
-from helpers import Inverted, batches, photo_folder, random_states, run_program
+from helpers import Inverted, batches, photo, photo_folder, psnr, random_states, run_program
 
 def make(path, item_tfms=None, blocks=(ImageBlock,CategoryBlock), get_y=parent_label, bs=8, **kwargs):
     set_seed(0)
@@ -432,3 +432,14 @@ def test_bookkeeping_takes_at_most_64_bytes_an_item(tmp_path):
     arena = dls.train.cache.arena
     table_bytes = sum(getattr(arena, o).itemsize*(4 if o=='sizes' else 1) for o in ('places','sizes','modes','pixel_bytes','stamps'))
     assert taken/n+table_bytes <= 64, (taken/n, table_bytes)
+
+@pytest.mark.parametrize('tfms', [Resize(600, method=ResizeMethod.Squish), []], ids=['squished','whole'])
+def test_windows_of_more_than_a_mebibyte(tmp_path, tfms):
+    photo_folder(tmp_path, 6, size=(800,700) if tfms else (700,600), ext='png')
+    if not tfms: [photo(i, (700,600)).save(o) for i,o in enumerate(get_image_files(tmp_path))]
+    dls = ImageDataLoaders.from_folder(tmp_path, valid_pct=.5, seed=1, bs=3, item_tfms=tfms, num_workers=0, device='cpu')
+    wanted = dls.valid.one_batch()[0]
+    dls.in_memory(mode='preload')
+    got = dls.valid.one_batch()[0]
+    assert got.shape==wanted.shape and (torch.equal(got, wanted) if not tfms else psnr(got, wanted, 1)>45)
+    assert dls.memory.hits==3

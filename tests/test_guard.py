@@ -1,11 +1,13 @@
 "The guard on made-up and on real cgroups, and what a cache does when it says no"
-import uuid
+import resource, time, uuid
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
 from fastai.vision.all import *
 from fastmem.all import *
+from fastmem import arena as arena_module
 from fastmem.guard import *
 from helpers import photo_folder, run_program
 
@@ -137,6 +139,36 @@ def test_batches_in_flight_are_kept_free_before_and_while_it_fills(tmp_path, mon
     assert guard.coming_bytes==wanted
     small = make(tmp_path, num_workers=0).in_memory(guard=guard)
     assert guard.coming_bytes==wanted, 'loaders take turns: the largest counts'
+
+def test_batches_of_loaders_that_run_together_count_together(tmp_path):
+    photo_folder(tmp_path, 40)
+    guard = MemoryGuard()
+    loaders = [make(tmp_path, num_workers=0).in_memory(guard=guard).train for _ in range(2)]
+    n_bytes,runs = loaders[0].in_flight_bytes(),[iter(o) for o in loaders]
+    assert n_bytes==loaders[1].in_flight_bytes()==guard.coming_bytes
+    next(runs[0]); next(runs[0])
+    assert guard.coming_bytes==0, 'taken, and the other runs in turn'
+    next(runs[1])
+    assert guard.coming_bytes==n_bytes, 'it runs beside it'
+    next(runs[1])
+    assert guard.coming_bytes==0
+    for o in runs: o.close()
+    assert guard.coming_bytes==n_bytes
+
+def test_the_watch_goes_on_without_a_descriptor(tmp_path):
+    "While `/proc` can't be opened nothing is known; later it is"
+    photo_folder(tmp_path, 8)
+    guard = MemoryGuard()
+    dls = make(tmp_path, num_workers=0).in_memory(guard=guard, mode='preload')
+    soft,hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3,hard))
+        time.sleep(.6)
+    finally: resource.setrlimit(resource.RLIMIT_NOFILE, (soft,hard))
+    assert guard._watch.is_alive()
+    guard._watch = Thread(target=len, args=((),))  # one that has ended
+    dls.valid.one_batch()
+    assert guard._watch.is_alive()
 
 def test_caches_of_one_guard_count_together(tmp_path):
     "Inputs, targets, and several loaders of a process: one limit, one shortage"
@@ -349,3 +381,26 @@ def test_more_data_than_a_real_cgroup_allows_is_not_killed(tmp_path, cgroup_700m
     photo_folder(tmp_path/'photos', 20)
     said = [o for o in run_program(tmp_path, program, cgroup_700mb, tmp_path, str(workers)).splitlines() if o.startswith('fastmem:')]
     assert len(said)==1 and 'cgroup' in said[0], said
+
+# The audit
+
+def _tampered(cache, what):
+    "Break one thing"
+    arena,kept = cache.arena,first(cache.kept.values())
+    if what=='mode': arena.modes[0] = 200
+    elif what=='pixel_bytes': arena.pixel_bytes[0] = 0
+    elif what=='size': arena.sizes[0,:2] = 1
+    elif what=='outside': arena.places[0] += np.uint64(1<<30)
+    elif what=='overlap': arena.places[0] = arena.places[1]
+    elif what=='order': kept.first[:] = kept.first[::-1].copy()
+    elif what=='memory': arena_module._punch(arena.fd, arena.start, 1<<30)
+    elif what=='shared': kept.places[0] = kept.places[1]
+
+@pytest.mark.parametrize('what', ['mode','pixel_bytes','size','outside','overlap','order','memory','shared'])
+def test_the_audit_finds_what_is_broken(tmp_path, what):
+    photo_folder(tmp_path, 12)
+    cache = ImageCache(guard=MemoryGuard())
+    dls = ImageDataLoaders.from_folder(tmp_path, valid_pct=.2, bs=4, item_tfms=Resize(32), num_workers=0, device='cpu').in_memory(cache=cache, mode='preload')
+    cache.check(); dls.memory.check()
+    _tampered(cache, what)
+    with pytest.raises(AssertionError, match='place'): cache.check()
