@@ -7,8 +7,9 @@ Docs: https://fastmem.github.io/fastmem/block.html.md"""
 # %% auto #0
 __all__ = ['stores', 'modes', 'on_fulls', 'on_errors', 'bad_file_errors', 'traced_tfms', 'item_methods', 'image_class', 'is_noop',
            'items_mark', 'ImageColumn', 'item_lists', 'makes_own_items', 'find_images', 'leading_resize',
-           'choose_recipe', 'random_state_kept', 'check_guard', 'check_word', 'MemDL', 'same_file', 'image_columns',
-           'trace_class', 'mem_class', 'in_memory_dl', 'MemImageBlock', 'MemMaskBlock']
+           'choose_recipe', 'has_most', 'living_cache', 'plan_columns', 'prefers_files', 'cache_for',
+           'random_state_kept', 'check_guard', 'check_word', 'MemDL', 'same_file', 'image_columns', 'trace_class',
+           'mem_class', 'in_memory_dl', 'MemImageBlock', 'MemMaskBlock']
 
 # %% ../nbs/04_block.ipynb #c8a5554a
 import copy, functools, multiprocessing.context, random, weakref
@@ -148,6 +149,77 @@ def choose_recipe(
                                         f"item_tfms are {[o.name.split(' ')[0] for o in dl.after_item.fs]}")
     return resize_recipe(cls, resize)
 
+# %% ../nbs/04_block.ipynb #5ea4a416
+def has_most(
+    cache:ImageCache,
+    columns:list, # `ImageColumn`s
+    encoded:bool=False, # Whether as files, instead of as their recipes say
+    n:int=64, # Images to look for, of each
+)->bool:
+    "Whether `cache` has a place for most images of `columns`"
+    def known(o):
+        files,recipe = [o.file(i) for i in evenly(len(o), n)],Recipe(o.recipe.cls, 'encoded') if encoded else o.recipe
+        return sum(cache.find(files, recipe)>=0) > len(files)/2
+    return bool(columns) and all(map(known, columns))
+
+def living_cache(
+    columns:list, # `ImageColumn`s
+    options:dict, # Of a loader
+)->ImageCache: # `None` if there is none
+    "A cache in use that has a place for most images of `columns`"
+    guard,path = ifnone(options['guard'], shared_guard()),cache_folder(options.get('path'))
+    caches = [o for o in list(shared_guard().caches) if o.path==path and guard.same(o.arena.guard)]
+    res = first(o for o in caches if has_most(o, columns) or (options['store']=='auto' and has_most(o, columns, encoded=True)))
+    if res is not None: res.resume(); res.verdict = None
+    return res
+
+def plan_columns(
+    columns:list, # `ImageColumn`s
+    guard:MemoryGuard, # Who is asked for a budget
+    n_timed:int=0, # Images to decode, for the seconds that a fill takes
+    held_bytes:int=0, # What of them is held already
+    n:int=256, # Files to look at, of those that are kept alike
+)->dict: # {recipe: `MemoryPlan`}
+    "What keeping the images of `columns` would take, from some of them"
+    res = {}
+    for recipe in {o.recipe:0 for o in columns}:
+        alike = [o for o in columns if o.recipe==recipe]
+        some = [f for o in alike for i in evenly(len(o), max(1, n//len(alike))) if is_path(f := o.file(i))]
+        if some: res[recipe] = probe(some, recipe=recipe, guard=guard, n_timed=n_timed, held_bytes=held_bytes, n_items=sum(map(len, alike)))
+    return res
+
+def prefers_files(
+    columns:list, # `ImageColumn`s
+    options:dict, # Of a loader
+    cache:ImageCache, # Where they will be
+)->tuple: # (whether files are kept as they are, why)
+    "Whether keeping all files as they are makes warm epochs faster than keeping the pixels of a part of them"
+    if options['mode']=='stream' or options['size'] is not None or cache.path is not None or not all(opens_as_stock(o.recipe.cls) for o in columns): return False,''
+    if has_most(cache, columns, encoded=True): return True,cache.why
+    if has_most(cache, columns): return False,''
+    plans = plan_columns(columns, cache.guard)
+    cache.item_bytes.update({k: (o.total_bytes/o.n_items, o.error_frac) for k,o in plans.items()})
+    if sum_plans([*plans.values()], cache.guard).fits: return False,''
+    plan = sum_plans([*plan_columns(columns, cache.guard, n_timed=32).values()], cache.guard)
+    files = plan.stores.get('encoded')
+    if files is None or not files.costs: return False,''
+    rates = f'about {files.warm_rate:,.0f} images/s once warm, where {plan.cached_frac:.0%} of the pixels would give {plan.warm_rate:,.0f} ({plan.timing})'
+    if files.fits and files.warm_rate>1.5*plan.warm_rate:  # timings of a few images scatter
+        return True,(f'files are kept as they are, {human_bytes(files.total_bytes)}, since {human_bytes(plan.total_bytes)} of pixels do not fit: {rates}. '
+                     "store='resized' or 'decoded' keeps pixels.")
+    return False,f" store='encoded' would keep {files.cached_frac:.0%} of the files as they are, {human_bytes(files.total_bytes)} in all: {rates}."
+
+def cache_for(
+    columns, # `ImageColumn`s of all loaders that will share it
+    options:dict, # Of a loader
+    cache:ImageCache=None, # The one to take; one in use that has the images, or a new one, if `None`
+)->ImageCache:
+    "The cache to read `columns` through, which knows whether 'auto' keeps files as they are"
+    columns = list(columns)
+    if cache is None: cache = living_cache(columns, options) or ImageCache(options['guard'], options.get('path'))
+    if options['store']=='auto': cache.encoded,cache.why = prefers_files(columns, options, cache)
+    return cache
+
 # %% ../nbs/04_block.ipynb #c77fb9d7
 def random_state_kept(f):
     "Call `f` and leave Python's random numbers as if it had not been"
@@ -195,7 +267,7 @@ class MemDL(TfmdDL):
         check_guard(cache, guard, path)
         self.attach(cache, mode=mode, store=store, size=size, guard=guard, on_full=on_full, on_error=on_error, path=path)
 
-# %% ../nbs/04_block.ipynb #56645bc5
+# %% ../nbs/04_block.ipynb #4418533a
 def same_file(a, b): return not is_path(a) or a==b
 
 def _steady(column, n=8):
@@ -213,24 +285,27 @@ def attach(self:MemDL,
     for name,words in dict(mode=modes, on_full=on_fulls, on_error=on_errors).items(): check_word(name, options[name], words)
     self.options,self.fake_l,self.keep,self._add = options,_weak_loader(self),options['mode']!='stream',add
     self._why = self._sample = None
+    if cache is None or cache.encoded is None: cache = random_state_kept(lambda: cache_for(image_columns(self, options).values(), options, cache))
     self.cache = cache
     self.columns = random_state_kept(lambda: self._find_columns(like))
     self.targets = like.targets if like is not None and like.dataset is self.dataset else {}
 
-def _recipe(dl, tl, opener, cls):
-    options,after = getattr(dl, 'options', {}),[o for o in tl.tfms.fs[opener+1:] if not is_noop(o)]
-    return choose_recipe(dl, cls, options.get('store','auto'), options.get('size'), after)
+def _recipe(dl, tl, opener, cls, options, cache):
+    after,store,size = [o for o in tl.tfms.fs[opener+1:] if not is_noop(o)],options.get('store','auto'),options.get('size')
+    if store=='auto' and cache is not None and cache.encoded and size is None and opens_as_stock(cls): store = 'encoded'
+    return choose_recipe(dl, cls, store, size, after)
 
 def image_columns(
     dl, # Any loader of fastai
+    options:dict=None, # Of a `MemDL` that would be in its place; its own if `None`
 )->dict: # {element: `ImageColumn`}
     "The images of `dl` as they are kept, or would be"
-    return {i: ImageColumn(tl, opener, _recipe(dl, tl, opener, cls)) for i,tl,opener,cls in find_images(dl.dataset)}
+    own = (options,None) if options is not None else (getattr(dl, 'options', {}),getattr(dl, 'cache', None))
+    return {i: ImageColumn(tl, opener, _recipe(dl, tl, opener, cls, *own)) for i,tl,opener,cls in find_images(dl.dataset)}
 
 @patch
 def _find_columns(self:MemDL, like):
     columns,known = image_columns(self),like.columns if like is not None and like.dataset is self.dataset else {}
-    if self.cache is None: self.cache = self._living_cache(columns.values()) or ImageCache(self.options['guard'], self.options.get('path'))
     for i,column in list(columns.items()):
         if i in known and known[i].same(column): columns[i] = known[i]
         elif not _steady(column): del columns[i]  # a getter that draws its file can't be cached by item
@@ -248,20 +323,9 @@ def _place(self:MemDL, column):
 _look_s = 2. # for files that have changed, when a loader is made: on a slow drive some are left to `DataLoaders.refresh`
 
 @patch
-def _living_cache(self:MemDL, columns, n=64):
-    "A cache in use that has a place for most images of `columns`: the cell was run again, or it is another fold, or batch size"
-    def known(cache, column):
-        some = evenly(len(column), n)
-        return sum(cache.find([column.file(i) for i in some], column.recipe)>=0) > len(some)/2
-    caches = [o for o in ifnone(self.options['guard'], shared_guard()).caches if o.path==cache_folder(self.options.get('path'))]
-    res = first(o for o in caches if columns and all(known(o, c) for c in columns))
-    if res is not None: res.resume(); res.verdict = None
-    return res
-
-@patch
 def follow(self:MemDL):
     "Find the images again where item transforms or items were replaced since: a callback may set another size"
-    if all(o.recipe==_recipe(self, o.tl, o.opener, o.recipe.cls) and o.mark==items_mark(o.tl.items) for o in self.columns.values()): return
+    if all(o.recipe==_recipe(self, o.tl, o.opener, o.recipe.cls, self.options, self.cache) and o.mark==items_mark(o.tl.items) for o in self.columns.values()): return
     self.columns,self.targets,self._sample = random_state_kept(lambda: self._find_columns(self)),{},None
 
 def _weak_loader(dl):

@@ -193,7 +193,7 @@ def edit_image(
     for o in edits: im = _crop_pad_image(im, **o.keywords) if o.func is crop_pad_planes else im.transpose(**o.keywords)
     return im
 
-# %% ../nbs/03_cache.ipynb #65c6dbc6
+# %% ../nbs/03_cache.ipynb #96719b75
 def _digests(files):
     "(first, second) 8 bytes of a hash of each path (from the root, so that a changed working directory is no other file)"
     paths = [o if o.startswith(b'/') else os.path.join(os.getcwdb(), o) for o in map(os.fsencode, files)]
@@ -250,7 +250,9 @@ class ImageCache:
         self.arena,self.batches,self.kept,self.planned = Arena(guard),BatchMemory(),{},{}
         self.reserved,self.known,self.n_seen = {},{},0
         self.verdict,self.given_bytes = None,guard.given_bytes
-        guard.caches.add(self)
+        self.item_bytes = {} # {recipe: (bytes of an image, standard error of that as a fraction)} where they are known
+        self.encoded,self.why = None,'' # whether 'auto' keeps files as they are, `None` until it is asked, and why
+        shared_guard().caches.add(self)
 
     def add(self,
         files:list, # Paths; anything else has no place and is never kept
@@ -273,7 +275,9 @@ class ImageCache:
 
     def _plan(self, files, recipe, held_bytes):
         "Remember what new `files` will take, of which each has so many bytes in a file already"
-        total,error = sample_bytes([files[i] for i in np.flatnonzero(held_bytes==0)], recipe)
+        new = [files[i] for i in np.flatnonzero(held_bytes==0)]
+        if recipe in self.item_bytes: mean_bytes,error = self.item_bytes[recipe]; total = int(len(new)*mean_bytes)
+        else: total,error = sample_bytes(new, recipe)
         n,so_far,_ = self.planned.get(recipe, (0,0,0.))
         self.planned[recipe] = n+len(files), so_far+total+int(held_bytes.sum()), error
         self.verdict = None

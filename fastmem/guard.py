@@ -132,7 +132,7 @@ def default_reserve_bytes(
     total_bytes = ifnone(total_bytes, total_memory())
     return int(min(max(total_bytes*.1, 128e6), 4e9))
 
-# %% ../nbs/00_guard.ipynb #06ce7477
+# %% ../nbs/00_guard.ipynb #f081c800
 def _check_bytes(name, n):
     if n is None: return None
     if not isinstance(n, (int,float)) or isinstance(n, bool) or n<0 or n!=n//1:
@@ -147,7 +147,8 @@ class MemoryGuard:
     ):
         self.reserve_bytes = ifnone(_check_bytes('reserve_bytes', reserve_bytes), default_reserve_bytes())
         self.limit_bytes = _check_bytes('limit_bytes', limit_bytes)
-        self.arenas,self.caches,self.takers,self._watch = WeakSet(),WeakSet(),WeakKeyDictionary(),None
+        self.arenas,self.takers,self._watch = WeakSet(),WeakKeyDictionary(),None
+        self.caches = WeakSet() # of all guards, where this one is the shared one
         self.short,self.given_bytes = False,0 # whether the reserve is being made whole; bytes that caches gave back for it
 
     def add(self, arena):
@@ -184,6 +185,10 @@ class MemoryGuard:
         "What limits the budget: 'host RAM', a cgroup's folder, 'RLIMIT_AS', what an arena names (a full disk), or 'limit_bytes'"
         limits = self.limits()
         return min(limits, key=limits.get)
+
+    def same(self, o)->bool:
+        "Whether `o` allows what this one does: a cell that was run again may have made it anew"
+        return (self.reserve_bytes,self.limit_bytes)==(o.reserve_bytes,o.limit_bytes)
 
     def __reduce__(self): return MemoryGuard, (self.reserve_bytes, self.limit_bytes)
     def __repr__(self):

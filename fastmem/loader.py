@@ -6,8 +6,8 @@ Docs: https://fastmem.github.io/fastmem/loader.html.md"""
 
 # %% auto #0
 __all__ = ['worker_bytes', 'TargetSample', 'sample_targets', 'all_random', 'why_items', 'TargetColumn', 'DrawnBatch', 'n_threads',
-           'FloatPipeline', 'WorkerRandom', 'Words', 'tell_given', 'tell', 'decide', 'prefer_encoded', 'tell_full',
-           'fill_columns', 'preload_columns', 'report_fill', 'check_images', 'CacheStats', 'MemDL']
+           'FloatPipeline', 'WorkerRandom', 'Words', 'tell_given', 'tell', 'decide', 'tell_full', 'fill_columns',
+           'preload_columns', 'report_fill', 'check_images', 'CacheStats', 'MemDL']
 
 # %% ../nbs/05_loader.ipynb #a126869c
 import gc, itertools, random, time
@@ -504,7 +504,7 @@ def after_iter(self:MemDL):
     super(MemDL, self).after_iter()
     if self.columns and self.keep and self.cache.arena.header['full']: tell_full(self.cache)
 
-# %% ../nbs/05_loader.ipynb #dc769983
+# %% ../nbs/05_loader.ipynb #446bb154
 def tell(
     cache:ImageCache, # What it is about
     text:str, # One line
@@ -520,6 +520,7 @@ def decide(
 ):
     "Make the plan, once for the files of `cache`, and do what `on_full` says if it does not fit"
     if cache.verdict is not None or options['mode']=='stream': return
+    if cache.encoded and cache.why: tell(cache, cache.why)
     plan,cache.verdict = cache.plan(),'keep'
     if plan.fits: return
     text = f'{plan.n_items:,} {words.things} need {human_bytes(plan.total_bytes)} {plan.store}, {plan.reason.split(",")[0]}'
@@ -528,24 +529,9 @@ def decide(
         raise MemoryError(f"{text}: use on_full='partial' to keep what fits, {words.way_out}, or a larger limit")
     cache.verdict = options['on_full']
     tell(cache, f'{text}: ' + ('all are' if cache.verdict=='stream' else f'about {plan.cached_frac:.0%} are kept, the rest is')
-         + f' read from {words.origin}. {_sentence(words.way_out)}, or more memory, would change that.')
+         + f' read from {words.origin}. {_sentence(words.way_out)}, or more memory, would change that.{"" if cache.encoded else cache.why}')
 
 def _sentence(text): return text[:1].upper()+text[1:]
-
-def prefer_encoded(
-    loaders:list, # Loaders in memory, and others
-)->str: # Why; '' if pixels are kept
-    "Whether keeping all files as they are makes warm epochs faster than the pixels of a part of them, from the time that reading and decoding some takes"
-    dl = first(o for o in loaders if isinstance(o, MemDL) and o.columns)
-    column,plan = first(dl.columns.values()),dl.cache.plan()
-    if plan.fits or dl.cache.path is not None or dl.options['size'] is not None or not all(opens_as_stock(o.recipe.cls) for o in dl.columns.values()): return ''
-    some = probe([column.file(i) for i in evenly(len(column), 256)], recipe=column.recipe, guard=dl.cache.guard, n_timed=32)
-    encoded = some.stores['encoded']
-    pixels,files = (o._replace(total_bytes=o.total_bytes*plan.n_items//some.n_items) for o in (some,encoded))
-    if not (files.fits and files.costs and files.warm_rate>1.5*pixels.warm_rate): return ''  # timings of a few images scatter
-    return (f'files are kept as they are, {human_bytes(files.total_bytes)}, since {human_bytes(pixels.total_bytes)} of pixels do not fit: about {files.warm_rate:,.0f} '
-            f'images/s once warm, where {pixels.cached_frac:.0%} of the pixels would give {pixels.warm_rate:,.0f} ({some.timing}). '
-            "store='resized' or 'decoded' keeps pixels.")
 
 def tell_full(
     cache:ImageCache,
@@ -596,7 +582,7 @@ def report_fill(
     if errors: print(f'fastmem: {len(errors)} {words.sources} can\'t be read; a batch that reaches one raises its error:')
     for file,error in errors.items(): print(f'  {file}: {type(error).__name__}: {error}')
 
-# %% ../nbs/05_loader.ipynb #d6900468
+# %% ../nbs/05_loader.ipynb #17222ae3
 def _memory_dls(dls):
     inner = [getattr(o, 'dl', o) if not isinstance(o, MemDL) else o for o in dls.loaders]  # a distributed loader wraps ours
     res = [o for o in inner if isinstance(o, MemDL) and o.columns]
@@ -615,7 +601,7 @@ def check_images(dls):
 @patch
 def in_memory(self:DataLoaders,
     mode:str='lazy', # When to fill: 'lazy' on first use, 'preload' now, 'stream' never
-    store:str='auto', # What to keep: 'resized', 'decoded', or 'auto' for what the item transforms allow
+    store:str='auto', # What to keep: 'resized', 'decoded', 'encoded' (files as they are), or 'auto' for what the item transforms allow
     size:int=None, # Short side in pixels to keep, instead of what `Resize` needs
     guard:MemoryGuard=None, # Who is asked before bytes are taken; the shared guard if `None`
     cache:ImageCache=None, # A cache to share, of other folds or sizes; a new one if `None`
@@ -627,16 +613,12 @@ def in_memory(self:DataLoaders,
     check_images(self)
     check_guard(cache, guard, path)
     options = dict(mode=mode, store=store, size=size, guard=guard, on_full=on_full, on_error=on_error, path=path)
-    if len(ifnone(guard, shared_guard()).arenas): gc.collect()  # a dropped Learner and its cache are a cycle
-    loaders,given = [],cache
-    for dl in self.loaders:
-        if isinstance(dl, TfmdDL): dl = in_memory_dl(dl, cache, **options); cache = dl.cache
-        loaders.append(dl)
+    if len(shared_guard().caches): gc.collect()  # a dropped Learner and its cache are a cycle
+    columns = random_state_kept(lambda: [c for o in self.loaders if isinstance(o, TfmdDL) for c in image_columns(o, options).values()])
+    cache = random_state_kept(lambda: cache_for(columns, options, cache))
+    loaders = [in_memory_dl(o, cache, **options) if isinstance(o, TfmdDL) else o for o in self.loaders]
     for o in loaders:
         if getattr(o, 'columns', None): cache.guard.expect(o, o.in_flight_bytes())
-    if store=='auto' and mode!='stream' and (why := prefer_encoded(loaders)):
-        tell(cache, why)
-        return self.in_memory(mode, 'encoded', size, guard, given, on_full, on_error)
     decide(cache, options)
     self.loaders = loaders
     if mode=='preload': self.preload()

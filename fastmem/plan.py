@@ -285,7 +285,7 @@ def html_table(
     return '<table>' + ''.join(f'<tr><th style="text-align:left">{escape(str(k))}</th><td style="text-align:left">{escape(str(v))}</td></tr>'
                                for k,v in rows.items()) + '</table>'
 
-# %% ../nbs/01_plan.ipynb #0ba8e9b9
+# %% ../nbs/01_plan.ipynb #e121d53d
 def _pick(files, n, seed=0): return files if len(files)<=n else [files[i] for i in random.Random(seed).sample(range(len(files)), n)]
 
 def _total_bytes(sizes, n_files):
@@ -309,13 +309,14 @@ def store_bytes(
     files:list, # Paths of images
     recipes:dict, # {store: `Recipe`}
     n:int=256, # Headers to read, spread over `files`
-)->dict: # {store: (bytes of all `files`, standard error of that as a fraction)}
-    "What `files` would take in each store, and as they are ('encoded'), from `n` of them"
-    picked = _pick(files, n)
+    n_items:int=None, # Images in all, where `files` are some of them
+)->dict: # {store: (bytes of all, standard error of that as a fraction)}
+    "What all images would take in each store, and as they are ('encoded'), from `n` of them"
+    picked,n_items = _pick(files, n),ifnone(n_items, len(files))
     headers = [o for o in map(image_header, picked) if o is not None]
     sizes = {k: [_item_bytes(recipe, o) for o in headers] for k,recipe in recipes.items()}
-    res = {k: _total_bytes(o, len(files)) for k,o in merge(sizes, dict(encoded=list(_file_bytes(picked)))).items()}
-    return res if len(picked)<len(files) else {k: (o,0.) for k,(o,_) in res.items()}
+    res = {k: _total_bytes(o, n_items) for k,o in merge(sizes, dict(encoded=list(_file_bytes(picked)))).items()}
+    return res if len(picked)<n_items else {k: (o,0.) for k,(o,_) in res.items()}
 
 def sample_bytes(
     files:list, # Paths of images
@@ -347,7 +348,7 @@ def _scan(folder):
 
 def _listed(folder): return list(_scan(folder))
 
-# %% ../nbs/01_plan.ipynb #f04f55f4
+# %% ../nbs/01_plan.ipynb #5a6c488d
 def probe(
     files, # Paths of images, or a folder of them
     n:int=256, # Headers to read
@@ -356,12 +357,14 @@ def probe(
     guard:MemoryGuard=None, # Who is asked for a budget; the shared guard if `None`
     n_timed:int=0, # Images to decode, for the seconds that a fill takes
     held_bytes:int=0, # What of them is held already
+    n_items:int=None, # Images in all, where `files` are some of them
 )->MemoryPlan:
     "What keeping `files` in memory would take, from `n` headers; nothing is allocated, and nothing decoded but `n_timed` images"
     files,guard = get_images(files, _listed),ifnone(guard, shared_guard())
+    n_items = ifnone(n_items, len(files))
     if recipe is None: recipe = Recipe() if size is None else Recipe(method='crop', size=(size,size))
     recipes = {recipe.store: recipe, 'decoded': recipe._replace(method=None)}
-    plans = {k: make_plan(len(files), total, k, guard, error, held_bytes) for k,(total,error) in store_bytes(files, recipes, n).items()}
+    plans = {k: make_plan(n_items, total, k, guard, error, held_bytes) for k,(total,error) in store_bytes(files, recipes, n, n_items).items()}
     timings = {k: time_images(files, o, n_timed, seed=i+1) for i,(k,o) in enumerate(recipes.items())} if n_timed else {}
     return with_costs(plans, recipe.store, timings)
 

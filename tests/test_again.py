@@ -39,13 +39,18 @@ def test_a_block_finds_them_too(tmp_path):
     dls = make_dls(4); one_pass(dls)
     assert make_dls(8).train.cache is dls.train.cache
 
-@pytest.mark.parametrize('kwargs', [dict(size=48), dict(guard=MemoryGuard())], ids=['size','guard'])
+@pytest.mark.parametrize('kwargs', [dict(size=48), dict(guard=MemoryGuard(limit_bytes=10**9))], ids=['size','guard'])
 def test_others_have_a_cache_of_their_own(tmp_path, kwargs):
     "Another size, another guard"
     photo_folder(tmp_path, 12, size=(60,50))
     dls = make(tmp_path).in_memory()
     other = make(tmp_path, size=kwargs.get('size', 32)).in_memory(guard=kwargs.get('guard'))
     assert other.train.cache is not dls.train.cache
+
+def test_a_guard_that_the_cell_makes_is_the_same_guard(tmp_path):
+    photo_folder(tmp_path, 12, size=(60,50))
+    dls,again = (make(tmp_path).in_memory(guard=MemoryGuard(limit_bytes=10**8)) for _ in range(2))
+    assert again.train.cache is dls.train.cache
 
 def test_other_images_have_a_cache_of_their_own(tmp_path):
     photo_folder(tmp_path/'a', 8, size=(60,50)); photo_folder(tmp_path/'b', 8, size=(60,50))

@@ -77,6 +77,29 @@ def test_auto_keeps_all_files_where_reading_is_slow(tmp_path, slow, monkeypatch,
     monkeypatch.setattr(plan, 'time_images', Slow() if slow else lambda files, recipe, n=32, seed=1: Timing(n, .0062, .01, .0002, .0005, .005, .0005, .0001))
     dls = make(tmp_path, Resize(160)).in_memory(guard=guard)
     assert dls.memory.store==('encoded' if slow else 'resized')
-    assert ('files are kept as they are' in capsys.readouterr().out)==slow
+    out = capsys.readouterr().out
+    assert ('files are kept as they are' in out)==slow and ("store='encoded' would keep" in out)!=slow
     batches(dls)
     assert (dls.memory.cached_frac==1)==slow
+    again = make(tmp_path, Resize(160)).in_memory(guard=guard)
+    assert again.train.cache is dls.train.cache and again.memory.store==dls.memory.store and again.memory.n_cached==dls.memory.n_cached
+
+@pytest.mark.parametrize('on_full', ['stream','raise'])
+def test_all_files_fit_where_pixels_would_not(tmp_path, on_full, monkeypatch):
+    "What 'auto' decides is decided before anything is planned for"
+    files = photo_folder(tmp_path, 24, size=(120,90))
+    from fastmem import plan
+    monkeypatch.setattr(plan, 'time_images', Slow())
+    dls = make(tmp_path, Resize(160)).in_memory(cache=ImageCache(MemoryGuard(limit_bytes=2*sum(o.stat().st_size for o in files))), on_full=on_full)
+    batches(dls)
+    assert dls.memory.store=='encoded' and dls.memory.n_cached==24
+
+def test_a_block_decides_as_its_loaders_would(tmp_path, monkeypatch):
+    files = photo_folder(tmp_path, 24, size=(120,90))
+    from fastmem import plan
+    monkeypatch.setattr(plan, 'time_images', Slow())
+    guard = MemoryGuard(limit_bytes=2*sum(o.stat().st_size for o in files))
+    def make_dls(): return make(tmp_path, Resize(160), (MemImageBlock(guard=guard),CategoryBlock))
+    dls = make_dls(); batches(dls)
+    assert dls.memory.store=='encoded' and dls.memory.n_cached==24
+    assert make_dls().memory.n_cached==24
