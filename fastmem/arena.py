@@ -7,8 +7,8 @@ Docs: https://fastmem.github.io/fastmem/arena.html.md"""
 # %% auto #0
 __all__ = ['Place', 'Arena', 'demand', 'BatchMemory']
 
-# %% ../nbs/02_arena.ipynb #855f8c29
-import ctypes, errno, fcntl, mmap, os, threading, warnings, weakref
+# %% ../nbs/02_arena.ipynb #11dd4bb1
+import ctypes, errno, mmap, os, threading, warnings, weakref
 from contextlib import contextmanager
 from multiprocessing import context, reduction
 from typing import NamedTuple
@@ -145,15 +145,20 @@ def _attach(fd, guard, files):
     for key,o in files.items(): res._map_file(key, o)
     return res
 
-# %% ../nbs/02_arena.ipynb #0a14863f
+# %% ../nbs/02_arena.ipynb #98dff821
+@contextmanager
+def _alone(fd):
+    "Exclude all other processes that lock `fd`; the kernel lets go for one that is killed"
+    import fcntl  # Windows has none, where the rest of fastmem can be imported all the same
+    fcntl.lockf(fd, fcntl.LOCK_EX, 1)
+    try: yield
+    finally: fcntl.lockf(fd, fcntl.LOCK_UN, 1)
+
 @patch
 @contextmanager
 def locked(self:Arena):
     "Exclude all other threads and processes"
-    with self._own()._thread_lock:
-        fcntl.lockf(self.fd, fcntl.LOCK_EX, 1)
-        try: yield
-        finally: fcntl.lockf(self.fd, fcntl.LOCK_UN, 1)
+    with self._own()._thread_lock, _alone(self.fd): yield
 
 @patch
 def reserve_places(self:Arena,
@@ -199,19 +204,17 @@ def watch(self:Arena)->int: # The generation
         elif now[1]>seen[1]: seen[1] = now[1]
     return self.generation
 
-# %% ../nbs/02_arena.ipynb #a5675f2d
+# %% ../nbs/02_arena.ipynb #070d233e
 @patch
 def _allocate(self:Arena, n_bytes, generation):
     "Offset of `n_bytes` of this process's chunk of `generation`, or `None` if the guard has no room; the thread lock is held"
     n_bytes = aligned(n_bytes)
     if self._next+n_bytes > self._end or self._chunk_generation!=generation:
         if (n_chunk_bytes := self._asked(n_bytes)) is None: return None
-        fcntl.lockf(self.fd, fcntl.LOCK_EX, 1)  # whoever gives memory back holds it: the chunk is behind what is punched
-        try:
+        with _alone(self.fd):  # as is whoever gives memory back: the chunk is behind what is punched
             first = int(self.header['next_byte'])
             if first+n_chunk_bytes>self._top: return None
             self.header['next_byte'] = first+n_chunk_bytes
-        finally: fcntl.lockf(self.fd, fcntl.LOCK_UN, 1)
         self._next,self._end,self._chunk_generation = first,first+n_chunk_bytes,generation
     self._next += n_bytes
     return self._next-n_bytes

@@ -404,3 +404,22 @@ def test_the_audit_finds_what_is_broken(tmp_path, what):
     cache.check(); dls.memory.check()
     _tampered(cache, what)
     with pytest.raises(AssertionError, match='place'): cache.check()
+
+elsewhere = '''
+import os, sys
+from fastai.vision.all import *
+sys.modules['fcntl'] = sys.modules['resource'] = None
+del os.memfd_create
+from fastmem.all import *
+print(MemoryGuard(), probe(sys.argv[1], size=32))
+dls = ImageDataLoaders.from_folder(sys.argv[1], valid_pct=.2, item_tfms=Resize(32), bs=2, num_workers=0)
+try: dls.in_memory()
+except NotImplementedError as e: assert 'needs Linux' in str(e)
+else: raise AssertionError('no error')
+dls.one_batch()
+'''
+
+def test_elsewhere_than_on_linux_there_is_a_guard_a_plan_and_a_clear_error(tmp_path):
+    "Without `fcntl`, `resource` and `memfd_create`, as on Windows"
+    photo_folder(tmp_path, 8, size=(60,50))
+    assert 'host RAM' in run_program(tmp_path, elsewhere, tmp_path)
