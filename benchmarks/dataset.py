@@ -1,15 +1,10 @@
-"Plain PyTorch: one `.pt` file a sample under its DataLoader, uncached and cached: python benchmarks/dataset.py"
-import os
-os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')  # loading is what is measured, on the CPU
-
-import tempfile, time, warnings
+"Plain PyTorch: one `.pt` file a sample under its DataLoader, uncached and cached"
+import time
 
 import torch
 from contest import spread
 from fastcore.all import *
-from fastcore.script import call_parse
-from fastmem.all import CachedDataset, human_bytes
-from machine import *
+from fastmem.all import CachedDataset
 from processes import *
 from torch.utils.data import DataLoader, Dataset
 
@@ -41,31 +36,17 @@ def contest(stock, ours, base_bytes, num_workers, runs)->dict:
                 cached_bytes=cached, base_bytes=base_bytes, warm_bytes=warm_bytes, copies=(warm_bytes-base_bytes)/cached)
 
 def run(
+    works, # Images; none are needed
+    tmp, # Folder to write to
+    runs:int=5, # Of each, in turns
     n:int=10_000, # Samples
     shape:tuple=(1,28,28), # Of each, float32
-    runs:int=7,
     workers:tuple=(2,0),
-)->list: # A row for each of `workers`
+)->dict:
     "Warm epochs of `CachedDataset` beside uncached ones"
-    with tempfile.TemporaryDirectory() as tmp:
-        stock = make_files(tmp, n, shape)
-        base_bytes = [epoch(stock, o, watch=True)[1] for o in workers]
-        ours = CachedDataset(stock)
-        epoch(ours, max(workers))
-        return [contest(stock, ours, *o, runs) for o in zip(base_bytes, workers)]
-
-@call_parse
-def main(
-    n:int=10_000, # Samples
-    runs:int=7, # Of each, in turns
-    out:str=None, # Folder to write `dataset.json` to
-):
-    "Print, and write, how a warm epoch of `.pt` files compares"
-    warnings.filterwarnings('ignore')
-    where,start_s = machine(),time.perf_counter()
-    rows = run(n, runs=runs)
-    for o in rows:
-        ratio = o['ratio']
-        print(f"{o['num_workers']} workers: {ratio['median']:.2f} times an uncached epoch ({ratio['min']:.2f} to {ratio['max']:.2f}), "
-              f"{human_bytes(o['cached_bytes'])} cached, {o['copies']:.2f} copies of it in all processes")
-    if out: write_results(out, 'dataset', where, time.perf_counter()-start_s, n=n, runs=runs, rows=rows)
+    (folder := Path(tmp)/'pt').mkdir()
+    stock = make_files(folder, n, shape)
+    base_bytes = [epoch(stock, o, watch=True)[1] for o in workers]
+    ours = CachedDataset(stock)
+    epoch(ours, max(workers))
+    return dict(n=n, shape=shape, rows=[contest(stock, ours, *o, runs) for o in zip(base_bytes, workers)])

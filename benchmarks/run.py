@@ -10,7 +10,7 @@ from data import *
 from fastcore.script import call_parse
 from machine import *
 
-parts = 'peers,targets,layers,memory,scale,plan'
+parts = 'peers,targets,layers,memory,scale,plan,dataset'
 
 def run_part(name, works, tmp, out, **kwargs):
     "Run one module, and write what it returns"
