@@ -61,6 +61,49 @@ labels = dict(folder=lambda o: o.label_from_folder(), func=lambda o: o.label_fro
               same=lambda o: o.label_from_func(noop, label_cls=MemoryImageList), grey=lambda o: o.label_from_func(small_of, label_cls=ImageList, convert_mode='L'),
               mask=lambda o: o.label_from_func(mask_of, label_cls=SegmentationLabelList, classes=['dark','light']))
 
+# --- what comes of it, said without an ImageList ---
+
+listed = dict(csv=lambda files: sorted(files, key=lambda o: o.stem), df=lambda files: sorted(files, key=lambda o: o.stem), filtered=lambda files: [o for o in files if int(o.stem)%3],
+              rand=lambda files: [o for o,p in zip(files, np.random.default_rng(1).random(n_files)) if p<.8],
+              partial=lambda files: [files[i] for i in sorted(np.random.default_rng(1).permutation(n_files)[:19])])
+
+@pytest.mark.parametrize('source', sources)
+def test_which_images_are_listed(original, source):
+    files = get_image_files(original, folders=['train','valid'])
+    assert len(files)==n_files and sources[source](ImageList, original).items==list(listed.get(source, noop)(files))
+
+def parts(valid): return [i for i in range(n_files) if i not in valid],list(valid)
+split_into = dict(none=lambda: parts([]), rand=lambda: RandomSplitter(.3, seed=1)(range(n_files)), subsets=lambda: RandomSubsetSplitter(.5, .3, seed=1)(range(n_files)),
+                  folder=lambda: parts(range(16, 24)), idx=lambda: parts([1,3,5]), idxs=lambda: (range(10),[15,11]), files=lambda: parts(range(7)),
+                  fname_file=lambda: parts(range(16, 24)), func=lambda: parts(range(0, 24, 4)), df=lambda: parts(range(16, 24)))
+
+@pytest.mark.parametrize('split', splits)
+def test_which_images_are_in_each_part(original, split):
+    lists = splits[split](from_df(ImageList, original))
+    assert [[int(o.stem) for o in part.items] for part in (lists.train,lists.valid)]==list(map(list, split_into[split]()))
+
+classes_of = list('abc'*8)
+labelled_as = dict(folder=lambda i: classes_of[i], func=lambda i: i%2, re=lambda i: str(i%10), df=lambda i: i%2, tags=lambda i: [classes_of[i],'few'] if i%2 else [classes_of[i]],
+                   one_hot=lambda i: [n for n,b in dict(is_valid=i>=16, few=i%2).items() if b], float=lambda i: i/4, floats=lambda i: [i/4,i%2], int_floats=lambda i: i%2,
+                   const=lambda i: 'a', empty=None, image=lambda i: f'small/{i:03}.jpg', same=lambda i: f'{"train" if i<16 else "valid"}/{classes_of[i]}/{i:03}.jpg',
+                   grey=lambda i: f'small/{i:03}.jpg', mask=lambda i: f'masks/{i:03}.png')
+
+def label_made(tl, i):
+    "What fastai makes of the label of item `i`, back from numbers; of a path, pixels"
+    y = tl[i]
+    if isinstance(y, TensorMultiCategory): return [tl.vocab[j] for j in y.nonzero().flatten()]
+    if isinstance(y, TensorCategory): return tl.vocab[int(y)]
+    return y.tolist() if isinstance(y, Tensor) else np.asarray(y)
+
+@pytest.mark.parametrize('label', labels)
+def test_which_labels_there_are(original, label):
+    labelled = labels[label](from_df(ImageList, original).split_none())
+    dsets,want = labelled.datablock().datasets(labelled.items),labelled_as[label]
+    if want is None: return test_eq(len(dsets.tls), 1)
+    for i in range(n_files):
+        y,path = label_made(dsets.tls[1], i),original/str(want(i))
+        test_eq(y, np.asarray(Image.open(path).convert('L' if y.ndim==2 else 'RGB')) if path.is_file() else want(i))
+
 def make(labelled, num_workers=0, size=32, **kwargs):
     set_seed(0)
     return labelled.transform(size=size).databunch(bs=4, num_workers=num_workers, device='cpu', **kwargs)
