@@ -182,6 +182,55 @@ def test_load_and_purge_on_command(path, loaded_by, num_workers):
     shutil.rmtree(path)
     assert len(batches(data)[0][1])==2 and data.memory.misses>n_read
 
+@pytest.mark.parametrize('loaded_by', stages)
+def test_what_is_loaded_is_what_the_batches_read(path, loaded_by):
+    "The databunch comes first; a list that has no transform loads what the last batches need"
+    il = ImageListInMemory.from_folder(path, **folders)
+    every = [f(il) for f in stages.values()]
+    data = make(every[2], size=16)
+    every[list(stages).index(loaded_by)].load_data()
+    n_read = data.memory.misses
+    batches(data)
+    assert data.memory.misses==n_read and data.train.cache.n_bytes()[0]==n_files and all(o.loaded for o in every)
+    assert not il.load_data().purge()<data.memory.cached_bytes and not any(o.loaded for o in every)
+
+@pytest.mark.parametrize('kind', [MemoryImageList, ImageListInMemory])
+def test_loaded_is_about_the_transform_of_a_list(path, kind):
+    labelled = kind.from_folder(path, **folders).split_by_folder().label_from_folder()
+    small,large = labelled.transform(size=16).load_data(),labelled.transform(size=24)
+    assert small.loaded and labelled.loaded and not large.loaded and labelled.transform(size=16).loaded
+    assert make(large, size=24).memory.n_cached==0
+    assert small.loaded and large.load_data().loaded and make(large, size=24).memory.n_cached==n_files
+    whole = kind.from_folder(path, **folders).load_data().split_by_folder().label_from_folder()
+    assert whole.transform(size=16).loaded and whole.transform(size=24).loaded
+
+def test_a_test_set_is_loaded_too(path):
+    labelled = ImageListInMemory.from_folder(path, **folders).split_by_folder().label_from_folder()
+    assert labelled.load_data().loaded and not labelled.add_test_folder().loaded and labelled.add_test_folder().load_data().loaded
+
+def test_nothing_is_kept_that_was_not_asked_for(path):
+    lists = ImageListInMemory.from_folder(path, **folders).split_by_folder()
+    data = make(lists.label_from_folder(), size=16)
+    lists.train.load_data(); batches(data)
+    assert data.memory.n_cached==16 and lists.train.loaded and not lists.valid.loaded and not lists.loaded
+    assert data.purge() and not lists.train.loaded
+    batches(data)
+    assert data.memory.n_cached==0
+
+def test_what_was_loaded_whole_is_forgotten_with_the_images(path):
+    il = ImageListInMemory.from_folder(path, **folders).load_data()
+    labelled = il.split_by_folder().label_from_folder()
+    data = make(labelled, size=16)
+    assert data.memory.store=='decoded' and data.purge() and not il.loaded
+    assert make(labelled, size=16).memory.store=='resized'
+
+def test_a_given_cache_is_not_paused(path):
+    cache = ImageCache()
+    on_command,lazy = [make(o.from_folder(path, cache=cache, **folders).split_by_folder().label_from_folder()) for o in (ImageListInMemory,MemoryImageList)]
+    batches(on_command); assert cache.n_bytes()[0]==0
+    batches(lazy); on_command.purge(); batches(lazy)
+    assert lazy.memory.n_cached==n_files
+
 def test_a_list_that_was_loaded_gives_its_images_and_parts(path):
     il = ImageListInMemory.from_folder(path, **folders).load_data()
     want = [np.asarray(ImageList(il.items).get(i)) for i in range(3)]
