@@ -374,6 +374,61 @@ def test_clear_errors(path):
     fails(AttributeError, 'has no `databunch`', getattr, lists, 'databunch')
     fails(AttributeError, 'has no `label_from_folder`', getattr, il, 'label_from_folder')
 
+mixed = lambda o: int(o.stem) if int(o.stem)%2 else o.stem
+named_errors = dict(  # what is written on a list or its split, and what the error names
+    subsets_overlap=(ValueError, 'train_size=0.9 and valid_size=0.3', lambda il: il.split_subsets(.9, .3)),
+    short_mask=(ValueError, 'a mask of 2 for a list of 24', lambda il: il.split_by_idxs([True,False], [False,True])),
+    delim_of_columns=(ValueError, "label_delim=' '", lambda il: il.split_none().label_from_df(['tags','few'], label_delim=' ')),
+    text_columns=(ValueError, "000.jpg has ['a', 0.0]", lambda il: il.split_none().label_from_df(['tags','x'])),
+    float_of_text=(ValueError, "000.jpg has 'a'", lambda il: il.split_none().label_from_df('tags', label_cls=FloatList)),
+    lacking_class=(ValueError, "001.jpg has 'b', which is not among classes=['a']", lambda il: il.split_none().label_from_folder(classes=['a'])),
+    lacking_tag=(ValueError, "001.jpg has 'few', which is not among", lambda il: il.split_none().label_from_df('tags', label_delim=' ', classes=list('abc'))),
+    no_group=(ValueError, "pat='jpg$'", lambda il: il.split_none().label_from_re('jpg$')),
+    mixed=(ValueError, "'000' of", lambda il: il.split_none().label_from_func(mixed)),
+    no_label_class=(TypeError, 'label_cls=<class \'fastai.vision.core.PILImage\'>', lambda il: il.split_none().label_from_func(noop, label_cls=PILImage)),
+    unknown=(AttributeError, "'ImageList' object has no attribute 'clases'", lambda il: il.clases),
+    before_labels=(AttributeError, 'ImageList has no `y`, which LabelLists has', lambda il: il.split_none().label_from_folder().train.y),
+    after_batches=(AttributeError, 'LabelLists has no `normalize`, which DataLoaders has', lambda il: il.split_none().label_from_folder().normalize(imagenet_stats)),
+    bs_as_path=(TypeError, 'bs=64', lambda il: il.split_none().label_from_folder().databunch(64)),
+    dl_tfms=(TypeError, 'write `.transform(batch_tfms=…)`', lambda il: il.split_none().label_from_folder().databunch(dl_tfms=[])),
+    tfm_y=(TypeError, 'tfm_y=False', lambda il: il.split_none().label_from_func(noop, label_cls=ImageList).transform(size=8, tfm_y=False)),
+    resize_method=(TypeError, 'resize_method=2', lambda il: il.split_none().label_from_folder().transform(size=8, resize_method=2)))
+
+@pytest.mark.parametrize('error,match,f', named_errors.values(), ids=named_errors)
+def test_errors_name_the_thing_and_its_value(original, error, match, f):
+    with pytest.raises(error, match=re.escape(match)): f(from_df(ImageList, original))
+
+def test_names_that_no_image_has_are_told(path):
+    il = from_df(ImageList, path)
+    with pytest.warns(UserWarning, match=r"1 of 2 names .*nope.png"): assert len(il.split_by_files(['000.jpg','nope.png']).valid)==1
+    (path/'spaces.txt').write_text('000.jpg \n\n001.jpg\r\n')
+    assert len(il.split_by_fname_file('spaces.txt').valid)==2
+    assert len(il.split_by_idxs([True,*[False]*23], [*[False]*23,True]).valid)==1
+
+def test_arguments_and_attributes_of_v1(path):
+    lists = from_folder(ImageList, path).split_by_folder()
+    labelled = lists.label_from_re(r'/([abc])/', full_path=True)
+    assert labelled.classes==list('abc') and labelled.c==3 and list(labelled.y)==list(map(parent_label, lists.train.items)) and labelled.x.items==lists.train.items
+    assert lists.label_from_func(lambda o: .5).classes is None and lists.label_empty().c is None
+    assert lists.label_from_func(mask_of, label_cls=SegmentationLabelList, classes=['dark','light']).classes==['dark','light']
+    assert from_df(ImageList, path).split_none().label_from_df('tags', label_delim=' ').c==4
+    data = labelled.add_test(get_image_files(path/'test'), label='a').transform([], size=16, tfm_y=True).databunch(path/'models', bs=4, num_workers=0, device='cpu')
+    assert data.path==path/'models' and data.train.bs==4 and len(data.loaders)==3 and data.vocab==labelled.classes
+    assert len(labelled.add_test_folder('test', label='a').test)==2
+
+@pytest.mark.parametrize('label_cls', [CategoryList, MultiCategoryList])
+def test_classes_keep_their_order(path, label_cls):
+    lists,label = from_folder(ImageList, path).split_none(),parent_label if label_cls is CategoryList else (lambda o: [parent_label(o)])
+    labelled = lists.label_from_func(label, label_cls, classes=['b','a','c'])
+    assert list(make(labelled).vocab)==labelled.classes==['b','a','c']
+
+def test_pixels_in_a_folder(path, tmp_path):
+    "`path` is where the images are; that of the pixel files is said by a cache"
+    def data(): return make(MemoryImageList.from_folder(path, cache=ImageCache(path=tmp_path/'pixels'), **folders).split_by_folder().label_from_folder())
+    batches(data())
+    again = data()
+    assert again.memory.path==str(tmp_path/'pixels') and again.memory.n_cached==n_files and batches(again) and again.memory.misses==0
+
 def test_a_missing_value_of_a_table_is_an_item_without_a_label(path):
     df = pd.read_csv(path/'labels.csv'); df.loc[3,'tags'] = None; df.loc[4,'x'] = math.nan
     lists = MemoryImageList.from_df(df, path, suffix='.jpg').split_none()
