@@ -9,7 +9,7 @@ __all__ = ['ListMemory', 'CategoryList', 'MultiCategoryList', 'FloatList', 'Segm
            'ImageList', 'MemoryImageList', 'ImageListInMemory', 'ItemLists', 'LabelLists', 'GANItemList']
 
 # %% ../nbs/06_image_list.ipynb #64097a37
-import functools, inspect
+import functools, inspect, re
 from copy import copy
 from warnings import warn
 
@@ -112,25 +112,53 @@ class ListMemory:
     def __repr__(self): return f"ListMemory: mode='{self.mode}', {ifnone(self.cache, 'nothing kept yet')}"
 
 # %% ../nbs/06_image_list.ipynb #33008169
+def _check_labels(files, labels, is_fine, what):
+    "Raise for the first label that is not fine"
+    for file,o in zip(files, labels):
+        if not is_fine(o): raise ValueError(f"{file} has {o!r}, {what}")
+
+def _check_classes(files, labels, classes):
+    "Raise for the first of `labels` that is not among `classes`, or has no order with the first where these are to be found"
+    if classes is not None:
+        names = set(classes)
+        _check_labels(files, labels, lambda o: not is_listy(o) and o in names, f'which is not among classes={list(classes)}')
+    other = first((file,o) for file,o in zip(files,labels) if isinstance(o, str)!=isinstance(labels[0], str))
+    if classes is None and other: raise ValueError(f"labels are text and numbers: {labels[0]!r} of {files[0]}, {other[1]!r} of {other[0]}: make all of them text, or give `classes`")
+
 class CategoryList:
     "Labels that are one class each: of `classes`, or of those that are found"
     @staticmethod
-    def block(classes:list=None)->TransformBlock: return CategoryBlock(vocab=classes)
+    def block(classes:list=None)->TransformBlock: return CategoryBlock(vocab=classes, sort=classes is None)
+    @staticmethod
+    def check(files, labels, classes=None): _check_classes(files, labels, classes)
+
+def _numbers(o):
+    a = np.asarray(o)
+    return a if a.dtype.kind in 'biuf' else None
 
 class MultiCategoryList:
     "Labels that are several classes each, or none: lists of names, or (`one_hot`) of a 0 or 1 for each of `classes`"
     @staticmethod
     def block(classes:list=None, one_hot:bool=False)->TransformBlock: return MultiCategoryBlock(encoded=one_hot, vocab=classes)
+    @staticmethod
+    def check(files, labels, classes=None, one_hot=False):
+        if not one_hot: return _check_classes([file for file,some in zip(files,labels) for _ in some], [o for some in labels for o in some], classes)
+        def is_fine(o): return (a := _numbers(o)) is not None and a.size==len(classes) and set(a.flat)<={0,1}
+        _check_labels(files, labels, is_fine, f'which is not a 0 or 1 for each of {list(classes)}')
 
 class FloatList:
     "Labels that are one number each, or several"
     @staticmethod
     def block()->TransformBlock: return RegressionBlock()
+    @staticmethod
+    def check(files, labels): _check_labels(files, labels, lambda o: _numbers(o) is not None, 'which is no number')
 
 class SegmentationLabelList:
     "Labels that are paths of masks, whose values stand for `classes`"
     @staticmethod
     def block(classes:list=None)->TransformBlock: return MaskBlock(codes=classes)
+
+_label_classes = 'give `CategoryList`, `MultiCategoryList` or `FloatList`, for paths of images `ImageList` or `SegmentationLabelList`'
 
 def find_label_cls(
     label, # Of one item
@@ -139,14 +167,17 @@ def find_label_cls(
     if isinstance(label, (float,np.floating)): return FloatList
     if isinstance(label, (str,int,np.integer,np.bool_)): return CategoryList
     if is_listy(label): return MultiCategoryList
-    raise TypeError(f"labels like {label!r}: say with `label_cls` what they are (`CategoryList`, `MultiCategoryList`, `FloatList`; "
-                    "for paths of images `ImageList` or `SegmentationLabelList`)")
+    raise TypeError(f"labels like {label!r}: say with `label_cls` what they are: {_label_classes}")
 
 # %% ../nbs/06_image_list.ipynb #7d31b2f0
 def _out_of_order(self, name):
-    "Say what comes when: `name` may belong to another step"
-    raise AttributeError(f"{type(self).__name__} has no `{name}`: images are listed (`from_…`, `filter_by_…`), then split (`split_…`, `split_none()` to validate on "
-                         "nothing), then labelled (`label_…`, `label_empty()` for no labels), then made batches of (`transform`, `databunch`)")
+    "Say what comes when, if `name` belongs to another step"
+    cls = type(self)
+    if hasattr(cls, name): return object.__getattribute__(self, name)  # a property: raises its own error once more
+    owner = None if name.startswith('_') else first(o for o in (ImageList,ItemLists,LabelLists,DataLoaders) if hasattr(o, name))
+    if owner is None: raise AttributeError(f"{cls.__name__!r} object has no attribute {name!r}")
+    raise AttributeError(f"{cls.__name__} has no `{name}`, which {owner.__name__} has: images are listed (`from_…`, `filter_by_…`), then split (`split_…`, `split_none()` to "
+                         "validate on nothing), then labelled (`label_…`, `label_empty()` for no labels), then made batches of (`transform`, `databunch`)")
 
 class OnCommand:
     "What can be read into memory, and given back, on command; `_sources` says which files, and with which block each is opened"
@@ -359,13 +390,19 @@ class ItemLists(OnCommand):
     def _sources(self): return self.images._sources()
     def __repr__(self): return f'{type(self).__name__}\n\nTrain: {self.train}\n\nValid: {self.valid}'
 
+def _idxs(images, idxs):
+    "Numbers of some of `images`, from themselves or a mask"
+    idxs = list(idxs)
+    if idxs and isinstance(idxs[0], (bool,np.bool_)) and len(idxs)!=len(images): raise ValueError(f"a mask of {len(idxs):,} for a list of {len(images):,} images: give one with as many, or numbers")
+    return mask2idxs(idxs)
+
 @patch
 def split_by_idxs(self:ImageList,
     train_idx:list, # Numbers of the images to train on
     valid_idx:list, # And to validate on
 )->ItemLists:
     "Split by number; what is in neither is left out"
-    train_idx,valid_idx = mask2idxs(train_idx),mask2idxs(valid_idx)
+    train_idx,valid_idx = _idxs(self, train_idx),_idxs(self, valid_idx)
     both,missing = set(train_idx)&set(valid_idx),[o for o in (*train_idx,*valid_idx) if not 0<=o<len(self)]
     if missing: raise IndexError(f"no image {missing[0]}: the list has {len(self):,}, numbered from 0")
     if both: raise ValueError(f"{self.items[min(both)]} (number {min(both)}) is both in the training and in the validation set")
@@ -394,12 +431,16 @@ def split_subsets(self:ImageList,
     train_size:float, # Fraction of the images to train on, 0 to 1
     valid_size:float, # And to validate on
     seed:int=None, # Of the random numbers
-)->ItemLists: return self._split(RandomSubsetSplitter(train_size, valid_size, seed))
+)->ItemLists:
+    "Split a random part of the images; what is in neither set is left out"
+    if not (0<train_size<1 and 0<valid_size<1 and train_size+valid_size<=1):
+        raise ValueError(f"train_size={train_size} and valid_size={valid_size}: give fractions between 0 and 1 that are 1 together, at most")
+    return self._split(RandomSubsetSplitter(train_size, valid_size, seed))
 
 @patch
 def split_by_idx(self:ImageList,
     valid_idx:list, # Numbers of the images to validate on
-)->ItemLists: return self.split_by_idxs(np.setdiff1d(range_of(self.items), mask2idxs(valid_idx)), valid_idx)
+)->ItemLists: return self.split_by_idxs(np.setdiff1d(range_of(self.items), _idxs(self, valid_idx)), valid_idx)
 
 @patch
 def split_by_valid_func(self:ImageList,
@@ -422,8 +463,10 @@ def split_by_files(self:ImageList,
     valid_names:list, # Names of the files to validate on, without folders
 )->ItemLists:
     "Split by file name"
-    names = set(map(str, valid_names))
-    if not any(o.name in names for o in self.items): raise ValueError(f"no image has one of these names: {list(names)[:3]}; names are like {self.items[0].name!r}")
+    names = set(map(str.strip, map(str, valid_names)))-{''}
+    unknown,like = sorted(names-{o.name for o in self.items}),f'names are like {self.items[0].name!r}'
+    if len(unknown)==len(names): raise ValueError(f"no image has one of these names: {unknown[:3]}; {like}")
+    if unknown: warn(f"{len(unknown):,} of {len(names):,} names are of no image in this list: {unknown[:3]}; {like}", stacklevel=2)
     return self.split_by_valid_func(lambda o: o.name in names)
 
 @patch
@@ -456,8 +499,19 @@ class LabelLists(ItemLists):
     def _sources(self):
         inputs = [*self.items,*self.test],self.images.input_block()
         if self.y_block is None: return [inputs]
-        is_image = any(map(image_class, Pipeline(self.y_block.type_tfms).fs))
-        return [inputs, ([self.get_y(o) for o in self.items] if is_image else [], self.y_block)]
+        return [inputs, ([self.get_y(o) for o in self.items] if self._has_image_targets() else [], self.y_block)]
+    def _has_image_targets(self): return self.y_block is not None and any(map(image_class, Pipeline(self.y_block.type_tfms).fs))
+
+    x = property(lambda self: self.train)
+    y = property(lambda self: None if self.get_y is None else [self.get_y(o) for o in self.train.items])
+    c = property(lambda self: None if self.classes is None else len(self.classes))
+    @property
+    def classes(self)->list: # `None` if labels are no classes
+        "Names of the classes, as batches number them"
+        tfms = [] if self.y_block is None else [*self.y_block.type_tfms,*self.y_block.item_tfms]
+        tfm = first(o for o in tfms if hasattr(o, 'vocab'))
+        if isinstance(tfm, Categorize) and tfm.vocab is None: TfmdLists(self.train.items, [self.get_y,*self.y_block.type_tfms])  # sets it up
+        return None if tfm is None or tfm.vocab is None else list(tfm.vocab)
 
     def _loaders(self): return self.memory.loaders(self._sources(), None if self.item_tfms is None else self.datablock().item_tfms)
 
@@ -474,7 +528,10 @@ def label_from_func(self:ItemLists,
     unlabelled = [o for o,y in zip(self.items, labels) if _is_missing(y)]
     if unlabelled: raise ValueError(f"{unlabelled[0]} has no label" + (f", and {len(unlabelled)-1:,} others have none" if len(unlabelled)>1 else ''))
     label_cls = ifnone(label_cls, self.images.label_cls) or find_label_cls(labels[0])
-    return LabelLists(self.images, self.n_train, func, label_cls.block(**kwargs))
+    if not hasattr(label_cls, 'block'): raise TypeError(f"label_cls={label_cls!r} is no class of labels: {_label_classes}")
+    block = label_cls.block(**kwargs)
+    getattr(label_cls, 'check', noop)(self.items, labels, **kwargs)
+    return LabelLists(self.images, self.n_train, func, block)
 
 @patch
 @delegates(ItemLists.label_from_func, keep=True)
@@ -486,9 +543,11 @@ def label_from_folder(self:ItemLists, **kwargs)->LabelLists:
 @delegates(ItemLists.label_from_func, keep=True)
 def label_from_re(self:ItemLists,
     pat:str, # Regular expression; its first group, where it is found in the path, is the label
+    full_path:bool=False, # v1's; paths are searched whole here
     **kwargs
 )->LabelLists:
     "Label by a regular expression"
+    if not re.compile(pat).groups: raise ValueError(f"pat={pat!r} has no group: put what is the label in parentheses")
     return self.label_from_func(RegexLabeller(pat), **kwargs)
 
 @patch
@@ -523,6 +582,7 @@ def label_from_df(self:ItemLists,
 )->LabelLists:
     "Label by columns of the table"
     columns = [_column(self.images.inner_df, o) for o in L(cols)]
+    if label_delim and len(columns)>1: raise ValueError(f"label_delim={label_delim!r} is for one column of labels, and there are {len(columns)}: {[o.name for o in columns]}")
     if len(columns)>1 and label_cls in (None,MultiCategoryList):
         label_cls,kwargs = MultiCategoryList,{'one_hot':True, 'classes':[o.name for o in columns], **kwargs}
     labels = columns[0].tolist() if len(columns)==1 else list(map(list, zip(*columns)))
@@ -530,6 +590,15 @@ def label_from_df(self:ItemLists,
     return self.label_from_func(_label_table(self.items, labels).get, label_cls, **kwargs)
 
 # %% ../nbs/06_image_list.ipynb #05bbb116
+_v1_transform = dict(tfms='give them first, or as `item_tfms`', resize_method="write `item_tfms=Resize(size, method='squish')`, or 'crop' or 'pad'",
+                     padding_mode="write `pad_mode` in the transform: `aug_transforms(pad_mode='zeros')`")
+_v1_databunch = dict(dl_tfms='write `.transform(batch_tfms=…)`', collate_fn='write `create_batch=`', ds_tfms='write `.transform(…)`', tfms='write `.transform(…)`', size='write `.transform(size=…)`')
+
+def _raise_v1(name, kwargs, instead):
+    "Say what to write for an argument that v1 took"
+    k = first(o for o in kwargs if o in instead)
+    if k is not None: raise TypeError(f"{name}({k}={kwargs[k]!r}): {instead[k]}")
+
 _batch_augments = AffineCoordTfm,SpaceTfm # what `aug_transforms` gives
 
 @patch
@@ -537,14 +606,20 @@ def transform(self:LabelLists,
     item_tfms:list=None, # fastai's item transforms; `aug_transforms()` among them go to `batch_tfms`, as v1 had one list for both
     size:int=None, # Side of the images in pixels, or (height, width): a `Resize` before `item_tfms`
     batch_tfms:list=None, # fastai's batch transforms
+    tfm_y:bool=None, # v1's; targets that are images are always transformed as their images are
+    **kwargs # None; of what else v1 took, the error says what to write
 )->LabelLists:
     "How images are made items, and items batches"
+    _raise_v1('transform', kwargs, _v1_transform)
+    if kwargs: raise TypeError(f"transform() has no argument {first(kwargs)!r}")
+    if tfm_y is False and self._has_image_targets(): raise TypeError("transform(tfm_y=False): fastai v2 does to targets that are images what it does to their images")
     on_batches,on_items = partition(L(item_tfms), risinstance(_batch_augments))
     return _changed(self, item_tfms=[*([] if size is None else [Resize(size)]), *on_items], batch_tfms=[*on_batches, *L(batch_tfms)])
 
 @patch
 def add_test(self:LabelLists,
     items:list, # Paths of images, or a folder of them
+    label=None, # v1's; images to test on have none
 )->LabelLists:
     "Add images without labels"
     return _changed(self, test=get_images(items))
@@ -552,6 +627,7 @@ def add_test(self:LabelLists,
 @patch
 def add_test_folder(self:LabelLists,
     test_folder:str='test', # Folder of `path`
+    label=None, # v1's; images to test on have none
 )->LabelLists: return self.add_test(self.path/test_folder)
 
 @patch
@@ -581,7 +657,17 @@ def dataloaders(self:LabelLists,
     if self.test: dls.test_ds = dls[2].dataset
     return self.memory.in_memory(dls)
 
-LabelLists.databunch = LabelLists.dataloaders
+@patch
+@delegates(LabelLists.dataloaders)
+def databunch(self:LabelLists,
+    path:Path=None, # Where models are saved, as v1 had it first; the list's own if `None`
+    bs:int=64, # Images of a batch
+    **kwargs
+)->DataLoaders:
+    "`dataloaders`, as v1 called them"
+    if isinstance(path, int): raise TypeError(f"databunch({path}): `path` comes first; write bs={path}")
+    _raise_v1('databunch', kwargs, _v1_databunch)
+    return self.dataloaders(bs, path, **kwargs)
 
 # %% ../nbs/06_image_list.ipynb #474faf08
 @patch
