@@ -61,6 +61,49 @@ labels = dict(folder=lambda o: o.label_from_folder(), func=lambda o: o.label_fro
               same=lambda o: o.label_from_func(noop, label_cls=MemoryImageList), grey=lambda o: o.label_from_func(small_of, label_cls=ImageList, convert_mode='L'),
               mask=lambda o: o.label_from_func(mask_of, label_cls=SegmentationLabelList, classes=['dark','light']))
 
+# --- what comes of it, said without an ImageList ---
+
+listed = dict(csv=lambda files: sorted(files, key=lambda o: o.stem), df=lambda files: sorted(files, key=lambda o: o.stem), filtered=lambda files: [o for o in files if int(o.stem)%3],
+              rand=lambda files: [o for o,p in zip(files, np.random.default_rng(1).random(n_files)) if p<.8],
+              partial=lambda files: [files[i] for i in sorted(np.random.default_rng(1).permutation(n_files)[:19])])
+
+@pytest.mark.parametrize('source', sources)
+def test_which_images_are_listed(original, source):
+    files = get_image_files(original, folders=['train','valid'])
+    assert len(files)==n_files and sources[source](ImageList, original).items==list(listed.get(source, noop)(files))
+
+def parts(valid): return [i for i in range(n_files) if i not in valid],list(valid)
+split_into = dict(none=lambda: parts([]), rand=lambda: RandomSplitter(.3, seed=1)(range(n_files)), subsets=lambda: RandomSubsetSplitter(.5, .3, seed=1)(range(n_files)),
+                  folder=lambda: parts(range(16, 24)), idx=lambda: parts([1,3,5]), idxs=lambda: (range(10),[15,11]), files=lambda: parts(range(7)),
+                  fname_file=lambda: parts(range(16, 24)), func=lambda: parts(range(0, 24, 4)), df=lambda: parts(range(16, 24)))
+
+@pytest.mark.parametrize('split', splits)
+def test_which_images_are_in_each_part(original, split):
+    lists = splits[split](from_df(ImageList, original))
+    assert [[int(o.stem) for o in part.items] for part in (lists.train,lists.valid)]==list(map(list, split_into[split]()))
+
+classes_of = list('abc'*8)
+labelled_as = dict(folder=lambda i: classes_of[i], func=lambda i: i%2, re=lambda i: str(i%10), df=lambda i: i%2, tags=lambda i: [classes_of[i],'few'] if i%2 else [classes_of[i]],
+                   one_hot=lambda i: [n for n,b in dict(is_valid=i>=16, few=i%2).items() if b], float=lambda i: i/4, floats=lambda i: [i/4,i%2], int_floats=lambda i: i%2,
+                   const=lambda i: 'a', empty=None, image=lambda i: f'small/{i:03}.jpg', same=lambda i: f'{"train" if i<16 else "valid"}/{classes_of[i]}/{i:03}.jpg',
+                   grey=lambda i: f'small/{i:03}.jpg', mask=lambda i: f'masks/{i:03}.png')
+
+def label_made(tl, i):
+    "What fastai makes of the label of item `i`, back from numbers; of a path, pixels"
+    y = tl[i]
+    if isinstance(y, TensorMultiCategory): return [tl.vocab[j] for j in y.nonzero().flatten()]
+    if isinstance(y, TensorCategory): return tl.vocab[int(y)]
+    return y.tolist() if isinstance(y, Tensor) else np.asarray(y)
+
+@pytest.mark.parametrize('label', labels)
+def test_which_labels_there_are(original, label):
+    labelled = labels[label](from_df(ImageList, original).split_none())
+    dsets,want = labelled.datablock().datasets(labelled.items),labelled_as[label]
+    if want is None: return test_eq(len(dsets.tls), 1)
+    for i in range(n_files):
+        y,path = label_made(dsets.tls[1], i),original/str(want(i))
+        test_eq(y, np.asarray(Image.open(path).convert('L' if y.ndim==2 else 'RGB')) if path.is_file() else want(i))
+
 def make(labelled, num_workers=0, size=32, **kwargs):
     set_seed(0)
     return labelled.transform(size=size).databunch(bs=4, num_workers=num_workers, device='cpu', **kwargs)
@@ -138,6 +181,55 @@ def test_load_and_purge_on_command(path, loaded_by, num_workers):
     o.load_data()
     shutil.rmtree(path)
     assert len(batches(data)[0][1])==2 and data.memory.misses>n_read
+
+@pytest.mark.parametrize('loaded_by', stages)
+def test_what_is_loaded_is_what_the_batches_read(path, loaded_by):
+    "The databunch comes first; a list that has no transform loads what the last batches need"
+    il = ImageListInMemory.from_folder(path, **folders)
+    every = [f(il) for f in stages.values()]
+    data = make(every[2], size=16)
+    every[list(stages).index(loaded_by)].load_data()
+    n_read = data.memory.misses
+    batches(data)
+    assert data.memory.misses==n_read and data.train.cache.n_bytes()[0]==n_files and all(o.loaded for o in every)
+    assert not il.load_data().purge()<data.memory.cached_bytes and not any(o.loaded for o in every)
+
+@pytest.mark.parametrize('kind', [MemoryImageList, ImageListInMemory])
+def test_loaded_is_about_the_transform_of_a_list(path, kind):
+    labelled = kind.from_folder(path, **folders).split_by_folder().label_from_folder()
+    small,large = labelled.transform(size=16).load_data(),labelled.transform(size=24)
+    assert small.loaded and labelled.loaded and not large.loaded and labelled.transform(size=16).loaded
+    assert make(large, size=24).memory.n_cached==0
+    assert small.loaded and large.load_data().loaded and make(large, size=24).memory.n_cached==n_files
+    whole = kind.from_folder(path, **folders).load_data().split_by_folder().label_from_folder()
+    assert whole.transform(size=16).loaded and whole.transform(size=24).loaded
+
+def test_a_test_set_is_loaded_too(path):
+    labelled = ImageListInMemory.from_folder(path, **folders).split_by_folder().label_from_folder()
+    assert labelled.load_data().loaded and not labelled.add_test_folder().loaded and labelled.add_test_folder().load_data().loaded
+
+def test_nothing_is_kept_that_was_not_asked_for(path):
+    lists = ImageListInMemory.from_folder(path, **folders).split_by_folder()
+    data = make(lists.label_from_folder(), size=16)
+    lists.train.load_data(); batches(data)
+    assert data.memory.n_cached==16 and lists.train.loaded and not lists.valid.loaded and not lists.loaded
+    assert data.purge() and not lists.train.loaded
+    batches(data)
+    assert data.memory.n_cached==0
+
+def test_what_was_loaded_whole_is_forgotten_with_the_images(path):
+    il = ImageListInMemory.from_folder(path, **folders).load_data()
+    labelled = il.split_by_folder().label_from_folder()
+    data = make(labelled, size=16)
+    assert data.memory.store=='decoded' and data.purge() and not il.loaded
+    assert make(labelled, size=16).memory.store=='resized'
+
+def test_a_given_cache_is_not_paused(path):
+    cache = ImageCache()
+    on_command,lazy = [make(o.from_folder(path, cache=cache, **folders).split_by_folder().label_from_folder()) for o in (ImageListInMemory,MemoryImageList)]
+    batches(on_command); assert cache.n_bytes()[0]==0
+    batches(lazy); on_command.purge(); batches(lazy)
+    assert lazy.memory.n_cached==n_files
 
 def test_a_list_that_was_loaded_gives_its_images_and_parts(path):
     il = ImageListInMemory.from_folder(path, **folders).load_data()
@@ -281,6 +373,61 @@ def test_clear_errors(path):
     fails(TypeError, 'say with `label_cls`', lists.label_from_func, mask_of)
     fails(AttributeError, 'has no `databunch`', getattr, lists, 'databunch')
     fails(AttributeError, 'has no `label_from_folder`', getattr, il, 'label_from_folder')
+
+mixed = lambda o: int(o.stem) if int(o.stem)%2 else o.stem
+named_errors = dict(  # what is written on a list or its split, and what the error names
+    subsets_overlap=(ValueError, 'train_size=0.9 and valid_size=0.3', lambda il: il.split_subsets(.9, .3)),
+    short_mask=(ValueError, 'a mask of 2 for a list of 24', lambda il: il.split_by_idxs([True,False], [False,True])),
+    delim_of_columns=(ValueError, "label_delim=' '", lambda il: il.split_none().label_from_df(['tags','few'], label_delim=' ')),
+    text_columns=(ValueError, "000.jpg has ['a', 0.0]", lambda il: il.split_none().label_from_df(['tags','x'])),
+    float_of_text=(ValueError, "000.jpg has 'a'", lambda il: il.split_none().label_from_df('tags', label_cls=FloatList)),
+    lacking_class=(ValueError, "001.jpg has 'b', which is not among classes=['a']", lambda il: il.split_none().label_from_folder(classes=['a'])),
+    lacking_tag=(ValueError, "001.jpg has 'few', which is not among", lambda il: il.split_none().label_from_df('tags', label_delim=' ', classes=list('abc'))),
+    no_group=(ValueError, "pat='jpg$'", lambda il: il.split_none().label_from_re('jpg$')),
+    mixed=(ValueError, "'000' of", lambda il: il.split_none().label_from_func(mixed)),
+    no_label_class=(TypeError, 'label_cls=<class \'fastai.vision.core.PILImage\'>', lambda il: il.split_none().label_from_func(noop, label_cls=PILImage)),
+    unknown=(AttributeError, "'ImageList' object has no attribute 'clases'", lambda il: il.clases),
+    before_labels=(AttributeError, 'ImageList has no `y`, which LabelLists has', lambda il: il.split_none().label_from_folder().train.y),
+    after_batches=(AttributeError, 'LabelLists has no `normalize`, which DataLoaders has', lambda il: il.split_none().label_from_folder().normalize(imagenet_stats)),
+    bs_as_path=(TypeError, 'bs=64', lambda il: il.split_none().label_from_folder().databunch(64)),
+    dl_tfms=(TypeError, 'write `.transform(batch_tfms=…)`', lambda il: il.split_none().label_from_folder().databunch(dl_tfms=[])),
+    tfm_y=(TypeError, 'tfm_y=False', lambda il: il.split_none().label_from_func(noop, label_cls=ImageList).transform(size=8, tfm_y=False)),
+    resize_method=(TypeError, 'resize_method=2', lambda il: il.split_none().label_from_folder().transform(size=8, resize_method=2)))
+
+@pytest.mark.parametrize('error,match,f', named_errors.values(), ids=named_errors)
+def test_errors_name_the_thing_and_its_value(original, error, match, f):
+    with pytest.raises(error, match=re.escape(match)): f(from_df(ImageList, original))
+
+def test_names_that_no_image_has_are_told(path):
+    il = from_df(ImageList, path)
+    with pytest.warns(UserWarning, match=r"1 of 2 names .*nope.png"): assert len(il.split_by_files(['000.jpg','nope.png']).valid)==1
+    (path/'spaces.txt').write_text('000.jpg \n\n001.jpg\r\n')
+    assert len(il.split_by_fname_file('spaces.txt').valid)==2
+    assert len(il.split_by_idxs([True,*[False]*23], [*[False]*23,True]).valid)==1
+
+def test_arguments_and_attributes_of_v1(path):
+    lists = from_folder(ImageList, path).split_by_folder()
+    labelled = lists.label_from_re(r'/([abc])/', full_path=True)
+    assert labelled.classes==list('abc') and labelled.c==3 and list(labelled.y)==list(map(parent_label, lists.train.items)) and labelled.x.items==lists.train.items
+    assert lists.label_from_func(lambda o: .5).classes is None and lists.label_empty().c is None
+    assert lists.label_from_func(mask_of, label_cls=SegmentationLabelList, classes=['dark','light']).classes==['dark','light']
+    assert from_df(ImageList, path).split_none().label_from_df('tags', label_delim=' ').c==4
+    data = labelled.add_test(get_image_files(path/'test'), label='a').transform([], size=16, tfm_y=True).databunch(path/'models', bs=4, num_workers=0, device='cpu')
+    assert data.path==path/'models' and data.train.bs==4 and len(data.loaders)==3 and data.vocab==labelled.classes
+    assert len(labelled.add_test_folder('test', label='a').test)==2
+
+@pytest.mark.parametrize('label_cls', [CategoryList, MultiCategoryList])
+def test_classes_keep_their_order(path, label_cls):
+    lists,label = from_folder(ImageList, path).split_none(),parent_label if label_cls is CategoryList else (lambda o: [parent_label(o)])
+    labelled = lists.label_from_func(label, label_cls, classes=['b','a','c'])
+    assert list(make(labelled).vocab)==labelled.classes==['b','a','c']
+
+def test_pixels_in_a_folder(path, tmp_path):
+    "`path` is where the images are; that of the pixel files is said by a cache"
+    def data(): return make(MemoryImageList.from_folder(path, cache=ImageCache(path=tmp_path/'pixels'), **folders).split_by_folder().label_from_folder())
+    batches(data())
+    again = data()
+    assert again.memory.path==str(tmp_path/'pixels') and again.memory.n_cached==n_files and batches(again) and again.memory.misses==0
 
 def test_a_missing_value_of_a_table_is_an_item_without_a_label(path):
     df = pd.read_csv(path/'labels.csv'); df.loc[3,'tags'] = None; df.loc[4,'x'] = math.nan
