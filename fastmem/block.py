@@ -149,7 +149,7 @@ def choose_recipe(
                                         f"item_tfms are {[o.name.split(' ')[0] for o in dl.after_item.fs]}")
     return resize_recipe(cls, resize)
 
-# %% ../nbs/04_block.ipynb #5ea4a416
+# %% ../nbs/04_block.ipynb #42a258b3
 def has_most(
     cache:ImageCache,
     columns:list, # `ImageColumn`s
@@ -194,9 +194,9 @@ def prefers_files(
     cache:ImageCache, # Where they will be
 )->tuple: # (whether files are kept as they are, why)
     "Whether keeping all files as they are makes warm epochs faster than keeping the pixels of a part of them"
-    if options['mode']=='stream' or options['size'] is not None or cache.path is not None or not all(opens_as_stock(o.recipe.cls) for o in columns): return False,''
+    if options['size'] is not None or cache.path is not None or not all(opens_as_stock(o.recipe.cls) for o in columns): return False,''
     if has_most(cache, columns, encoded=True): return True,cache.why
-    if has_most(cache, columns): return False,''
+    if options['mode']=='stream' or has_most(cache, columns): return False,''
     plans = plan_columns(columns, cache.guard)
     cache.item_bytes.update({k: (o.total_bytes/o.n_items, o.error_frac) for k,o in plans.items()})
     if sum_plans([*plans.values()], cache.guard).fits: return False,''
