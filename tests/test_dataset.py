@@ -197,6 +197,25 @@ def test_a_batch_is_asked_for_at_once(folder):
     assert [int(x[0,0]) for x,_ in ds.__getitems__([3,5,2,4])]==[3,5,2,4] and ds.dataset.asked==[5,4]
     assert ds.__getitems__([])==[]
 
+class Miscounted(Files):
+    "Its batches have `extra` samples more than were asked for"
+    def __init__(self, folder, extra): super().__init__(folder); self.extra = extra
+    def __getitems__(self, idxs): return [self[i] for i in (idxs*2)[:len(idxs)+self.extra]]
+
+@pytest.mark.parametrize('extra', [-1,1])
+def test_a_batch_of_the_wrong_length_is_an_error_and_nothing_of_it_is_kept(folder, extra):
+    ds = CachedDataset(Miscounted(folder, extra)); ds.dataset.extra = 0; ds[0]
+    ds.dataset.extra = extra
+    with pytest.raises(ValueError, match=rf'Miscounted\.__getitems__ gave {7+extra} samples for 7 numbers'): list(DataLoader(ds, 8))
+    assert ds.memory.n_cached==1
+
+def test_a_batch_may_come_in_any_order_twice_and_as_a_generator(folder):
+    class Lazy(Files):
+        def __getitems__(self, idxs): return (self[i] for i in idxs)
+    ds = CachedDataset(Lazy(folder)); ds[5]
+    got = ds.__getitems__([7,5,7,2]); got[0][0].zero_()
+    assert [int(x[0,0]) for x,_ in got]==[0,5,7,2] and int(ds[7][0][0,0])==7 and ds.memory.n_cached==3
+
 spawned = '''
 import sys, shutil, torch
 from torch.utils.data import ConcatDataset, DataLoader, random_split
