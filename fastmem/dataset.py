@@ -336,19 +336,28 @@ def _place(self:CachedDataset, i):
     except TypeError: raise TypeError(f"a sample is asked for by its number, not by {i!r}") from None
     return self._places.first+i if 0<=i<self._places.n else -1
 
+def _read_batch(dataset, idxs):
+    "What the `__getitems__` of `dataset` returns for `idxs`, each for its number"
+    res = list(dataset.__getitems__(idxs))
+    if len(res)!=len(idxs):
+        raise ValueError(f"{type(dataset).__name__}.__getitems__ gave {len(res)} samples for {len(idxs)} numbers, so none is known by its number: it has to return "
+                         "a list of one for each, in their order. Without it, `dataset[i]` is read instead")
+    return res
+
 @patch
 def _read(self:CachedDataset, idxs):
     "The samples `idxs` from the dataset, all at once if it can"
-    many = getattr(self.dataset, '__getitems__', None)
-    samples = many(idxs) if idxs and callable(many) else (self.dataset[i] for i in idxs)
+    many = idxs and callable(getattr(self.dataset, '__getitems__', None))
+    samples = _read_batch(self.dataset, idxs) if many else (self.dataset[i] for i in idxs)
     return [self._kept.keep(self._place(i), o) for i,o in zip(idxs, samples)]
 
 @patch
 def __getitems__(self:CachedDataset, idxs):
     "The samples of a batch: those in memory, then what is missing"
     found = self._kept.find([self._place(i) for i in idxs])
-    read = iter(self._read([i for i,o in zip(idxs, found) if not o]))
-    return [_apply(o[0] if o else next(read), self.transform, self.target_transform, self.transforms) for o in found]
+    missing = [k for k,o in enumerate(found) if not o]
+    for k,sample in zip(missing, self._read([idxs[k] for k in missing])): found[k] = [sample]
+    return [_apply(o[0], self.transform, self.target_transform, self.transforms) for o in found]
 
 @patch
 def __getitem__(self:CachedDataset, i): return self.__getitems__([i])[0]
