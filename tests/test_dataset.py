@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.vision.all import PILImage, PILMask, TensorCategory, TensorImage, TensorMask
+import fastmem.dataset
 from fastmem.all import *
 from fastmem.dataset import decode_sample, encode_sample
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -343,6 +344,35 @@ def test_two_reads_that_differ_are_an_error(how):
     ds = CachedDataset(Drawn(drawn[how]), on_random='freeze')
     assert all(same(ds[5], o) for o in [ds[5] for _ in range(3)])
     CachedDataset(Drawn(drawn[how]), mode='stream')
+
+def missed(datasets):
+    "How many of `datasets` are taken for ones that return the same twice"
+    def wraps(o):
+        try: CachedDataset(o)
+        except ValueError: return False
+        return True
+    return sum(map(wraps, datasets))
+
+def seeded(n, draw):
+    for seed in range(n):
+        torch.manual_seed(seed)
+        yield Drawn(draw)
+
+def test_a_rare_random_transform_is_found():
+    assert missed(seeded(100, lambda i: torch.rand(()).item()<.1))==0
+
+def test_a_slow_dataset_with_random_numbers_of_its_own_is_found(monkeypatch):
+    monkeypatch.setattr(fastmem.dataset, '_check_s', 0)
+    assert missed(Drawn(lambda i, rng=np.random.default_rng(seed): rng.random()<.5) for seed in range(100))<=3
+
+def test_a_dataset_is_checked_with_few_reads(folder, monkeypatch):
+    ds = Files(folder); CachedDataset(ds)
+    assert ds.n_read==8*3
+    monkeypatch.setattr(fastmem.dataset, '_check_s', 0)
+    ds = Files(folder); CachedDataset(ds)
+    assert ds.n_read==3*3
+    CachedDataset(ds, on_random='freeze')
+    assert ds.n_read==3*3+3
 
 def states(): return random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state().tolist()
 
