@@ -1,12 +1,12 @@
 "Samples come back as they were, datasets as PyTorch's loaders see them, and what a cache must refuse"
 import copy, enum, gc, io, math, pickle, random, shutil
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from fastai.vision.all import PILImage, PILMask, TensorCategory, TensorImage, TensorMask
+from fastai.vision.all import ArrayImage, ArrayMask, PILImage, PILMask, TensorCategory, TensorImage, TensorMask
 import fastmem.dataset
 from fastmem.all import *
 from fastmem.dataset import decode_sample, encode_sample
@@ -25,9 +25,10 @@ def same(a, b):
     if type(a) is not type(b): return False
     if isinstance(a, torch.Tensor):
         return (a.dtype,a.shape)==(b.dtype,b.shape) and bits(a)==bits(b) and b.is_contiguous() and same(dict(vars(a)), dict(vars(b)))
-    if isinstance(a, (np.ndarray,np.generic)): return a.dtype.str==b.dtype.str and a.shape==b.shape and a.tobytes()==b.tobytes()
+    if isinstance(a, (np.ndarray,np.generic)): return a.dtype.str==b.dtype.str and a.shape==b.shape and a.tobytes()==b.tobytes() and same(getattr(a, '__dict__', {}), getattr(b, '__dict__', {}))
+    if isinstance(a, complex): return repr(a)==repr(b)
     if isinstance(a, Image.Image):
-        return ((a.mode,a.size,a.tobytes())==(b.mode,b.size,b.tobytes()) and a.info.get('transparency')==b.info.get('transparency')
+        return ((a.mode,a.size,a.tobytes())==(b.mode,b.size,b.tobytes()) and same(a.info, b.info)
                 and (a.mode not in ('P','PA') or (a.palette.mode,a.getpalette(None))==(b.palette.mode,b.getpalette(None))))
     if isinstance(a, dict): return same(list(a), list(b)) and same(list(a.values()), list(b.values()))
     if isinstance(a, (tuple,list)): return len(a)==len(b) and all(map(same, a, b))
@@ -70,12 +71,18 @@ def images(draw):
     n = len(im.tobytes())
     im.frombytes(draw(st.binary(min_size=n, max_size=n))) if n else None
     if mode in ('P','RGB','L') and draw(st.booleans()): im.info['transparency'] = draw(st.one_of(st.integers(0, 255), st.binary(max_size=4)))
+    if draw(st.booleans()): im.info.update(dpi=(72.5,300), icc_profile=draw(st.binary(max_size=9)), progressive=1, gamma=.45, comment='a', alike=True)
     return im
 
-arrays = array_dtypes.flatmap(lambda o: hnp.arrays(o, shapes))
+@st.composite
+def arrays(draw):
+    a = draw(array_dtypes.flatmap(lambda o: hnp.arrays(o, shapes))).view(draw(st.sampled_from([np.ndarray,ArrayImage,ArrayMask])))
+    if type(a) is not np.ndarray and draw(st.booleans()): a.size_of_file = 3,4
+    return a
+
 np_scalars = hnp.arrays(st.one_of(hnp.boolean_dtypes(), hnp.integer_dtypes(), hnp.floating_dtypes(), hnp.complex_number_dtypes(), hnp.datetime64_dtypes()), ()).map(lambda o: o[()])
-small = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(max_size=20), st.sampled_from(Side), st.text().map(np.str_))
-leaves = st.one_of(small, tensors(), arrays, np_scalars, images())
+small = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.complex_numbers(), st.text(), st.binary(max_size=20), st.sampled_from(Side), st.text().map(np.str_))
+leaves = st.one_of(small, tensors(), arrays(), np_scalars, images())
 keys = st.one_of(st.text(max_size=5), st.integers(), st.booleans(), st.none())
 nested = st.recursive(leaves, lambda o: st.one_of(st.lists(o, max_size=3), st.lists(o, max_size=3).map(tuple), st.dictionaries(keys, o, max_size=3), st.builds(Item, o, o)), max_leaves=6)
 thorough = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -89,7 +96,7 @@ def test_samples_round_trip(sample): assert same(sample, back(sample))
 def test_tensors_round_trip(x): assert same(x, back(x))
 
 @thorough
-@given(arrays)
+@given(arrays())
 def test_arrays_round_trip(x): assert same(x, back(x))
 
 @thorough
@@ -107,6 +114,17 @@ def test_an_opened_file_comes_back_as_a_plain_image_with_its_orientation(tmp_pat
     assert type(got) is Image.Image and got.tobytes()==opened.tobytes() and got.getexif()[0x112]==6
     assert type(back(PILImage.create(tmp_path/'a.jpg'))) is PILImage and type(back(PILMask.create(tmp_path/'a.jpg'))) is PILMask
 
+def test_what_a_file_says_of_its_image_is_kept_where_it_is_plain(tmp_path):
+    from PIL import ImageCms, PngImagePlugin
+    profile,text = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes(),PngImagePlugin.PngInfo()
+    text.add_itxt('author', 'Zoë', 'fr'); text.add_text('year', '1999')
+    photo(size=(60,40)).save(tmp_path/'a.jpg', icc_profile=profile, dpi=(300,150))
+    photo(size=(60,40)).save(tmp_path/'a.png', icc_profile=profile, dpi=(300,150), pnginfo=text)
+    for o in ('a.jpg','a.png'):
+        opened = Image.open(tmp_path/o); opened.load(); got = back(opened)
+        assert got.info['icc_profile']==profile and got.info['dpi']==opened.info['dpi'] and round(got.info['dpi'][0])==300
+    assert got.info['year']=='1999' and 'author' not in got.info, 'a class of Pillow is left out'
+
 def test_attributes_of_a_tensor_are_kept():
     boxes = tv_tensors.BoundingBoxes(torch.rand(3,4), format='XYXY', canvas_size=(20,30))
     got = back((boxes,))[0]
@@ -121,7 +139,7 @@ def local_class():
     return Local(1)
 
 refused = dict(set={1}, generator=(o for o in ()), object=object(), path=Path('/a'), ordered=np.zeros(2, object), structured=np.zeros(2, 'i4,f4'), grad=torch.ones(2, requires_grad=True),
-               sparse=torch.eye(2).to_sparse(), meta=torch.empty(2, device='meta'), nested=torch.nested.nested_tensor([torch.ones(1)]), matrix=np.ma.zeros(2), local=local_class(),
+               sparse=torch.eye(2).to_sparse(), meta=torch.empty(2, device='meta'), nested=torch.nested.nested_tensor([torch.ones(1)]), masked=np.ma.zeros(2), np_bytes=np.bytes_(b'a'), ordered_dict=OrderedDict(), torch_size=torch.Size([1]), local=local_class(),
                quantized=torch.quantize_per_tensor(torch.ones(2), .1, 0, torch.quint8), function=local_class, subclass=type('S', (dict,), {})())
 
 @pytest.mark.parametrize('what', refused)
