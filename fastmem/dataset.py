@@ -75,23 +75,31 @@ def _array_node(x, name, parts):
     if type(x) is np.str_: return ['str_', str(x)]
     if x.dtype.kind not in ('biufcmM' if isinstance(x, np.generic) else 'biufcmMSU') or x.dtype.itemsize==0:
         _refuse(name, f'a {type(x).__name__} of dtype {x.dtype}', 'return an array of numbers for each of its fields, or plain strings')
-    if type(x) not in (np.ndarray,np.memmap) and not isinstance(x, np.generic): _refuse(name, f'a {type(x).__name__}', 'return `np.asarray` of it')
+    if type(x).__reduce__ not in (np.ndarray.__reduce__,np.generic.__reduce__): _refuse(name, f'a {type(x).__name__}', 'return `np.asarray` of it')  # it is more than its numbers
     parts.append(np.frombuffer(x.tobytes(), np.uint8))
-    return ['array', x.dtype.str, list(x.shape), isinstance(x, np.generic)]
+    return ['array', x.dtype.str, list(x.shape), isinstance(x, np.generic), *_subclass(x, name, parts)]
 
-def _array(parts, dtype, shape, is_scalar):
+def _subclass(x, name, parts):
+    "(class, attributes) of an array, where it has one of its own"
+    if type(x) in (np.ndarray,np.memmap) or isinstance(x, np.generic): return ()
+    return _where(type(x), name), _node(getattr(x, '__dict__', {}), name, parts)
+
+def _array(parts, dtype, shape, is_scalar, where=None, attrs=None):
     x = np.ndarray(shape, dtype, next(parts)).copy()
-    return x[()] if is_scalar else x
+    if where is None: return x[()] if is_scalar else x
+    x = x.view(_class_of(where))
+    for k,v in _value(attrs, parts).items(): setattr(x, k, v)
+    return x
 
 # %% ../nbs/07_dataset.ipynb #0c7684ca
-_info_kept = 'transparency','exif','xmp'
+def _is_plain(v): return type(v) in (bytes,str,bool,int,float) or type(v) is tuple and all(type(o) in (int,float) for o in v)
 
 def _image_node(im, name, parts):
     parts.append(np.frombuffer(im.tobytes(), np.uint8))
     cls,palette = type(im),None
     if im.mode in ('P','PA'): palette = [im.palette.mode, bytes(im.getpalette(im.palette.mode))]
     where = None if cls is Image.Image or issubclass(cls, ImageFile.ImageFile) else _where(cls, name)
-    info = {k: im.info[k] for k in _info_kept if k in im.info}
+    info = {k: v for k,v in im.info.items() if type(k) is str and _is_plain(v)}
     return ['image', im.mode, list(im.size), where, _node([palette, info], name, parts) if palette or info else None]
 
 def _image(parts, mode, size, where, more):
@@ -107,6 +115,7 @@ def _node(x, name, parts):
     "`x` as JSON; the bytes behind it are appended to `parts`"
     cls,children = type(x),_children(x, name)
     if x is None or cls in (bool,float,str): return x
+    if cls is complex: return ['complex', x.real, x.imag]
     if cls is int: return x if -2**63<=x<2**63 else ['int', hex(x)]
     if isinstance(x, torch.Tensor): return _tensor_node(x, name, parts)
     if isinstance(x, (np.ndarray,np.generic)): return _array_node(x, name, parts)
@@ -136,7 +145,7 @@ def _dict(parts, keys, values):
 
 _kinds = dict(tensor=_tensor, array=_array, image=_image, dict=_dict, list=_values, tuple=lambda parts,nodes: tuple(_values(parts, nodes)),
               named=lambda parts,where,nodes: _class_of(where)._make(_values(parts, nodes)), enum=lambda parts,where,k: _class_of(where)[k],
-              bytes=lambda parts: next(parts).tobytes(), int=lambda parts,digits: int(digits, 16), str_=lambda parts,s: np.str_(s))
+              bytes=lambda parts: next(parts).tobytes(), complex=lambda parts,real,imag: complex(real, imag), int=lambda parts,digits: int(digits, 16), str_=lambda parts,s: np.str_(s))
 
 # %% ../nbs/07_dataset.ipynb #9fb35432
 _align_bytes = 16
