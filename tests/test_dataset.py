@@ -484,6 +484,16 @@ def test_loaders_of_one_cache_keep_what_each_makes(folder):
     a(files[2]).zero_(); assert a(files[2])[0,0]==2
     cache.check()
 
+@pytest.mark.parametrize('num_workers', [0,2])
+def test_a_file_that_changed_is_loaded_again_and_one_that_is_gone_is_not(folder, num_workers):
+    ds = type('Loads', (Files,), {'load': staticmethod(cached(torch.load)), '__getitem__': lambda self,i: (self.load(self.files[i]), 0)})(folder)
+    dl = DataLoader(ds, 8, num_workers=num_workers)
+    assert seen(dl)==seen(dl)==list(range(40)) and ds.load.cache.arena.hits_misses==(40,40)
+    torch.save(torch.full((5,5), 70.), ds.files[7]); ds.files[8].unlink()
+    for _ in range(2): assert [int(o[0].flatten()[0]) for o in DataLoader(ds, None, num_workers=num_workers)][6:10]==[6,70,8,9]
+    assert ds.load.cache.arena.hits_misses==(119,41) and ds.load.memory.n_cached==40
+    ds.load.cache.check()
+
 def test_a_file_that_many_processes_meet_has_one_place(folder):
     files = [str(o) for o in sorted(Path(folder).iterdir())]
     ds = type('Same', (Files,), {'load': staticmethod(cached(torch.load)), '__getitem__': lambda self,i: (self.load(files[i%10]), 0)})(folder)
