@@ -231,11 +231,11 @@ class SampleCache:
         header = self.cache.arena.header
         return not (self.options['mode']=='stream' or self.cache.verdict=='stream' or header['full'] or header['paused'])
 
-    def put(self, place, sample):
+    def put(self, place, sample, stamp=0):
         "The bytes of `sample` if they were kept, else `None`"
         if place<0 or not self.keeps: return None
         data = encode_sample(sample)
-        kept = self.cache.keep_bytes(place, data)
+        kept = self.cache.keep_bytes(place, data, stamp=stamp)
         if self.cache.arena.header['full']: tell_full(self.cache, words)
         return data if kept else None
 
@@ -244,9 +244,9 @@ class SampleCache:
         tell_given(self.cache, words)
         return [[] if o is None else [decode_sample(o)] for o in self.cache.read_all_bytes(np.array(places, np.int64))]
 
-    def keep(self, place, sample):
+    def keep(self, place, sample, stamp=0):
         "`sample` as a hit will give it, or itself if it can't be kept"
-        data = self.put(place, sample)
+        data = self.put(place, sample, stamp)
         return sample if data is None else decode_sample(data)
 
     def purge(self)->int: return self.cache.purge(pause=self.options['mode']=='preload')
@@ -417,8 +417,11 @@ class CachedLoader:
     def __call__(self, file):
         if self._kept.options['mode']=='stream' or not is_path(file): return self.fn(file)
         place = self.cache.place_of(file, self._number)
+        self.cache.forget_changed(np.array([place]), lambda _: file, None)
         found, = self._kept.find([place])
-        return found[0] if found else self._kept.keep(place, self._read(file))
+        if found: return found[0]
+        stamp = file_stamp(file)  # of before it is read: what is written meanwhile is noticed as a change
+        return self._kept.keep(place, self._read(file), stamp)
 
     def _read(self, file):
         self._n_checked += 1
