@@ -1,5 +1,5 @@
 "Samples come back as they were, datasets as PyTorch's loaders see them, and what a cache must refuse"
-import copy, enum, gc, io, math, pickle, random, shutil
+import copy, enum, gc, io, math, os, pickle, random, shutil, signal
 from collections import OrderedDict, namedtuple
 from typing import NamedTuple
 
@@ -470,6 +470,38 @@ def test_purging_while_workers_read_gives_no_wrong_sample(folder):
             ds.purge()
             assert x[:,0,0].tolist()==list(range(4*i, 4*i+4)) and (x==x[:,:1,:1]).all()
     ds.cache.check()
+
+class Stopped(Files):
+    "Reading sample 20 sends a `signal` to the process that reads it, while there is one"
+    signal = None
+    def __getitem__(self, i):
+        if i==20 and self.signal is not None: os.kill(os.getpid(), self.signal)
+        return super().__getitem__(i)
+
+@pytest.mark.parametrize('read', [lambda ds: ds.preload(), lambda ds: seen(DataLoader(ds, 8))], ids=['preload','loader'])
+def test_after_an_interrupt_reading_goes_on(folder, read):
+    ds = CachedDataset(Stopped(folder)); ds.dataset.signal = signal.SIGINT
+    with pytest.raises(KeyboardInterrupt): read(ds)
+    assert 16<=ds.memory.n_cached<=20
+    ds.cache.check()
+    ds.dataset.signal,ds.dataset.n_read,n_left = None,0,40-ds.memory.n_cached
+    read(ds)
+    assert ds.memory.n_cached==40 and ds.dataset.n_read==n_left and seen(DataLoader(ds, 8))==list(range(40))
+
+def test_an_interrupt_while_workers_read(folder):
+    ds = CachedDataset(Files(folder))
+    with pytest.raises(KeyboardInterrupt):
+        for i,_ in enumerate(DataLoader(ds, 4, num_workers=2)):
+            if i==3: signal.raise_signal(signal.SIGINT)
+    gc.collect(); ds.cache.check()
+    assert seen(DataLoader(ds, 4, num_workers=2))==list(range(40)) and ds.memory.n_cached==40
+
+def test_a_killed_worker_leaves_the_cache_whole(folder):
+    ds = CachedDataset(Stopped(folder)); ds.dataset.signal = signal.SIGKILL
+    with pytest.raises(RuntimeError, match='DataLoader worker'): seen(DataLoader(ds, 4, num_workers=2))
+    ds.cache.check(); ds.dataset.signal = None
+    for _ in range(2): assert seen(DataLoader(ds, 4, num_workers=2))==list(range(40))
+    assert ds.memory.n_cached==40
 
 # --- a loader function ---
 
