@@ -213,6 +213,7 @@ words = Words('samples', 'samples', 'the dataset', 'fewer or smaller samples')
 
 class SampleCache:
     "Samples by place, through an `ImageCache`"
+    columns = {}  # for `CacheStats.check`, which audits the cache: which files samples come from is not known
     def __init__(self,
         mode:str='lazy', # When to fill: 'lazy' on first use, 'preload' now, 'stream' never
         guard:MemoryGuard=None, # Who is asked before bytes are taken; the shared guard if `None`
@@ -266,7 +267,7 @@ def stats(self:SampleCache,
     cache,n_bytes = self.cache,self.cache.arena.image_bytes(places)
     hits,misses = cache.arena.hits_misses
     return SampleStats(len(places), int((n_bytes>0).sum()), int(n_bytes.sum()), hits, misses, cache.guard.budget(), available_memory(),
-                       cache.guard.binding(), self.options['mode'], 'as bytes', 'by PyTorch')
+                       cache.guard.binding(), self.options['mode'], 'as bytes', 'by PyTorch', loaders=(self,))
 
 # %% ../nbs/07_dataset.ipynb #6679cd12
 def _rebuilt(sample, fields):

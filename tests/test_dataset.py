@@ -448,6 +448,14 @@ def test_preload_purge_and_memory(folder, capsys):
     assert lazy.memory.n_cached==40 and 'samples  40 of 40 in memory' in repr(lazy.memory)
     with pytest.raises(ValueError, match="mode='stream' keeps nothing"): CachedDataset([1], mode='stream').preload()
 
+def test_checking_what_is_in_memory_audits_the_cache(folder, monkeypatch):
+    ds,load = CachedDataset(Files(folder)),cached(torch.load)
+    for o in (ds,load):
+        assert o.memory.check()==[]
+        monkeypatch.setattr(o.cache, 'check', lambda: 1/0)
+        with pytest.raises(ZeroDivisionError): o.memory.check()
+        monkeypatch.undo()
+
 def test_bad_samples_are_listed_by_preload_and_raised_when_reached(folder, capsys):
     bad = sorted(Path(folder).iterdir())[3]; bad.write_bytes(b'')
     ds = CachedDataset(Files(folder)); ds.preload()

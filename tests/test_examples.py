@@ -102,10 +102,9 @@ def batches(ds, num_workers=0): return list(DataLoader(ds, batch_size=8, num_wor
 def alike(a, b): return len(a)==len(b) and all(x.equal(y) and t.equal(u) for (x,t),(y,u) in zip(a,b))
 
 both = pytest.mark.parametrize('num_workers', [0,2])
-every_image = pytest.mark.parametrize('example', images)
 
 @both
-@every_image
+@pytest.mark.parametrize('example', images)
 def test_images_are_as_published_and_their_folder_may_go(folder, example, num_workers):
     stock,ours = images[example](folder, steady)
     want = batches(stock)
@@ -114,7 +113,7 @@ def test_images_are_as_published_and_their_folder_may_go(folder, example, num_wo
     assert alike(batches(ours, num_workers), want) and memory(ours).misses==n==memory(ours).n_cached
 
 @both
-@every_image
+@pytest.mark.parametrize('example', ['plain','wrapped','paths','mapped_paths'])
 def test_random_augmentation_is_another_in_each_epoch(folder, example, num_workers):
     _,ours = images[example](folder, flips)
     batches(ours, num_workers); shutil.rmtree(folder)
@@ -123,7 +122,7 @@ def test_random_augmentation_is_another_in_each_epoch(folder, example, num_worke
     assert bool(0<same.sum()<n) and bool((a[~same]==b[~same].flip(-1)).all()) and memory(ours).misses==n
 
 @both
-@every_image
+@pytest.mark.parametrize('example', ['plain','faces','mapped_faces'])
 def test_under_a_limit_smaller_than_the_decoded_size(folder, example, num_workers, capfd):
     stock,ours = images[example](folder, steady, guard=MemoryGuard(limit_bytes=700_000, reserve_bytes=0))  # of 1.4 MB
     for _ in range(2): assert alike(batches(ours, num_workers), batches(stock))
