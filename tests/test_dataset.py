@@ -1,12 +1,13 @@
 "Samples come back as they were, datasets as PyTorch's loaders see them, and what a cache must refuse"
-import copy, enum, gc, io, math, pickle, random, shutil
-from collections import namedtuple
+import copy, enum, gc, io, math, os, pickle, random, shutil, signal
+from collections import OrderedDict, namedtuple
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from fastai.vision.all import PILImage, PILMask, TensorCategory, TensorImage, TensorMask
+from fastai.vision.all import ArrayImage, ArrayMask, PILImage, PILMask, TensorCategory, TensorImage, TensorMask
+import fastmem.dataset
 from fastmem.all import *
 from fastmem.dataset import decode_sample, encode_sample
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -24,9 +25,10 @@ def same(a, b):
     if type(a) is not type(b): return False
     if isinstance(a, torch.Tensor):
         return (a.dtype,a.shape)==(b.dtype,b.shape) and bits(a)==bits(b) and b.is_contiguous() and same(dict(vars(a)), dict(vars(b)))
-    if isinstance(a, (np.ndarray,np.generic)): return a.dtype.str==b.dtype.str and a.shape==b.shape and a.tobytes()==b.tobytes()
+    if isinstance(a, (np.ndarray,np.generic)): return a.dtype.str==b.dtype.str and a.shape==b.shape and a.tobytes()==b.tobytes() and same(getattr(a, '__dict__', {}), getattr(b, '__dict__', {}))
+    if isinstance(a, complex): return repr(a)==repr(b)
     if isinstance(a, Image.Image):
-        return ((a.mode,a.size,a.tobytes())==(b.mode,b.size,b.tobytes()) and a.info.get('transparency')==b.info.get('transparency')
+        return ((a.mode,a.size,a.tobytes())==(b.mode,b.size,b.tobytes()) and same(a.info, b.info)
                 and (a.mode not in ('P','PA') or (a.palette.mode,a.getpalette(None))==(b.palette.mode,b.getpalette(None))))
     if isinstance(a, dict): return same(list(a), list(b)) and same(list(a.values()), list(b.values()))
     if isinstance(a, (tuple,list)): return len(a)==len(b) and all(map(same, a, b))
@@ -69,12 +71,18 @@ def images(draw):
     n = len(im.tobytes())
     im.frombytes(draw(st.binary(min_size=n, max_size=n))) if n else None
     if mode in ('P','RGB','L') and draw(st.booleans()): im.info['transparency'] = draw(st.one_of(st.integers(0, 255), st.binary(max_size=4)))
+    if draw(st.booleans()): im.info.update(dpi=(72.5,300), icc_profile=draw(st.binary(max_size=9)), progressive=1, gamma=.45, comment='a', alike=True)
     return im
 
-arrays = array_dtypes.flatmap(lambda o: hnp.arrays(o, shapes))
+@st.composite
+def arrays(draw):
+    a = draw(array_dtypes.flatmap(lambda o: hnp.arrays(o, shapes))).view(draw(st.sampled_from([np.ndarray,ArrayImage,ArrayMask])))
+    if type(a) is not np.ndarray and draw(st.booleans()): a.size_of_file = 3,4
+    return a
+
 np_scalars = hnp.arrays(st.one_of(hnp.boolean_dtypes(), hnp.integer_dtypes(), hnp.floating_dtypes(), hnp.complex_number_dtypes(), hnp.datetime64_dtypes()), ()).map(lambda o: o[()])
-small = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(max_size=20), st.sampled_from(Side), st.text().map(np.str_))
-leaves = st.one_of(small, tensors(), arrays, np_scalars, images())
+small = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.complex_numbers(), st.text(), st.binary(max_size=20), st.sampled_from(Side), st.text().map(np.str_))
+leaves = st.one_of(small, tensors(), arrays(), np_scalars, images())
 keys = st.one_of(st.text(max_size=5), st.integers(), st.booleans(), st.none())
 nested = st.recursive(leaves, lambda o: st.one_of(st.lists(o, max_size=3), st.lists(o, max_size=3).map(tuple), st.dictionaries(keys, o, max_size=3), st.builds(Item, o, o)), max_leaves=6)
 thorough = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -88,7 +96,7 @@ def test_samples_round_trip(sample): assert same(sample, back(sample))
 def test_tensors_round_trip(x): assert same(x, back(x))
 
 @thorough
-@given(arrays)
+@given(arrays())
 def test_arrays_round_trip(x): assert same(x, back(x))
 
 @thorough
@@ -106,6 +114,17 @@ def test_an_opened_file_comes_back_as_a_plain_image_with_its_orientation(tmp_pat
     assert type(got) is Image.Image and got.tobytes()==opened.tobytes() and got.getexif()[0x112]==6
     assert type(back(PILImage.create(tmp_path/'a.jpg'))) is PILImage and type(back(PILMask.create(tmp_path/'a.jpg'))) is PILMask
 
+def test_what_a_file_says_of_its_image_is_kept_where_it_is_plain(tmp_path):
+    from PIL import ImageCms, PngImagePlugin
+    profile,text = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes(),PngImagePlugin.PngInfo()
+    text.add_itxt('author', 'Zoë', 'fr'); text.add_text('year', '1999')
+    photo(size=(60,40)).save(tmp_path/'a.jpg', icc_profile=profile, dpi=(300,150))
+    photo(size=(60,40)).save(tmp_path/'a.png', icc_profile=profile, dpi=(300,150), pnginfo=text)
+    for o in ('a.jpg','a.png'):
+        opened = Image.open(tmp_path/o); opened.load(); got = back(opened)
+        assert got.info['icc_profile']==profile and got.info['dpi']==opened.info['dpi'] and round(got.info['dpi'][0])==300
+    assert got.info['year']=='1999' and 'author' not in got.info, 'a class of Pillow is left out'
+
 def test_attributes_of_a_tensor_are_kept():
     boxes = tv_tensors.BoundingBoxes(torch.rand(3,4), format='XYXY', canvas_size=(20,30))
     got = back((boxes,))[0]
@@ -120,7 +139,7 @@ def local_class():
     return Local(1)
 
 refused = dict(set={1}, generator=(o for o in ()), object=object(), path=Path('/a'), ordered=np.zeros(2, object), structured=np.zeros(2, 'i4,f4'), grad=torch.ones(2, requires_grad=True),
-               sparse=torch.eye(2).to_sparse(), meta=torch.empty(2, device='meta'), nested=torch.nested.nested_tensor([torch.ones(1)]), matrix=np.ma.zeros(2), local=local_class(),
+               sparse=torch.eye(2).to_sparse(), meta=torch.empty(2, device='meta'), nested=torch.nested.nested_tensor([torch.ones(1)]), masked=np.ma.zeros(2), np_bytes=np.bytes_(b'a'), ordered_dict=OrderedDict(), torch_size=torch.Size([1]), local=local_class(),
                quantized=torch.quantize_per_tensor(torch.ones(2), .1, 0, torch.quint8), function=local_class, subclass=type('S', (dict,), {})())
 
 @pytest.mark.parametrize('what', refused)
@@ -196,6 +215,25 @@ def test_a_batch_is_asked_for_at_once(folder):
     ds = CachedDataset(Many(folder)); ds[2],ds[3]
     assert [int(x[0,0]) for x,_ in ds.__getitems__([3,5,2,4])]==[3,5,2,4] and ds.dataset.asked==[5,4]
     assert ds.__getitems__([])==[]
+
+class Miscounted(Files):
+    "Its batches have `extra` samples more than were asked for"
+    def __init__(self, folder, extra): super().__init__(folder); self.extra = extra
+    def __getitems__(self, idxs): return [self[i] for i in (idxs*2)[:len(idxs)+self.extra]]
+
+@pytest.mark.parametrize('extra', [-1,1])
+def test_a_batch_of_the_wrong_length_is_an_error_and_nothing_of_it_is_kept(folder, extra):
+    ds = CachedDataset(Miscounted(folder, extra)); ds.dataset.extra = 0; ds[0]
+    ds.dataset.extra = extra
+    with pytest.raises(ValueError, match=rf'Miscounted\.__getitems__ gave {7+extra} samples for 7 numbers'): list(DataLoader(ds, 8))
+    assert ds.memory.n_cached==1
+
+def test_a_batch_may_come_in_any_order_twice_and_as_a_generator(folder):
+    class Lazy(Files):
+        def __getitems__(self, idxs): return (self[i] for i in idxs)
+    ds = CachedDataset(Lazy(folder)); ds[5]
+    got = ds.__getitems__([7,5,7,2]); got[0][0].zero_()
+    assert [int(x[0,0]) for x,_ in got]==[0,5,7,2] and int(ds[7][0][0,0])==7 and ds.memory.n_cached==3
 
 spawned = '''
 import sys, shutil, torch
@@ -325,6 +363,35 @@ def test_two_reads_that_differ_are_an_error(how):
     assert all(same(ds[5], o) for o in [ds[5] for _ in range(3)])
     CachedDataset(Drawn(drawn[how]), mode='stream')
 
+def missed(datasets):
+    "How many of `datasets` are taken for ones that return the same twice"
+    def wraps(o):
+        try: CachedDataset(o)
+        except ValueError: return False
+        return True
+    return sum(map(wraps, datasets))
+
+def seeded(n, draw):
+    for seed in range(n):
+        torch.manual_seed(seed)
+        yield Drawn(draw)
+
+def test_a_rare_random_transform_is_found():
+    assert missed(seeded(100, lambda i: torch.rand(()).item()<.1))==0
+
+def test_a_slow_dataset_with_random_numbers_of_its_own_is_found(monkeypatch):
+    monkeypatch.setattr(fastmem.dataset, '_check_s', 0)
+    assert missed(Drawn(lambda i, rng=np.random.default_rng(seed): rng.random()<.5) for seed in range(100))<=3
+
+def test_a_dataset_is_checked_with_few_reads(folder, monkeypatch):
+    ds = Files(folder); CachedDataset(ds)
+    assert ds.n_read==8*3
+    monkeypatch.setattr(fastmem.dataset, '_check_s', 0)
+    ds = Files(folder); CachedDataset(ds)
+    assert ds.n_read==3*3
+    CachedDataset(ds, on_random='freeze')
+    assert ds.n_read==3*3+3
+
 def states(): return random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state().tolist()
 
 @pytest.mark.parametrize('draw', [lambda i: (random.random(),np.random.rand(),torch.rand(1)) and i, lambda i: float('nan')])
@@ -381,6 +448,14 @@ def test_preload_purge_and_memory(folder, capsys):
     assert lazy.memory.n_cached==40 and 'samples  40 of 40 in memory' in repr(lazy.memory)
     with pytest.raises(ValueError, match="mode='stream' keeps nothing"): CachedDataset([1], mode='stream').preload()
 
+def test_checking_what_is_in_memory_audits_the_cache(folder, monkeypatch):
+    ds,load = CachedDataset(Files(folder)),cached(torch.load)
+    for o in (ds,load):
+        assert o.memory.check()==[]
+        monkeypatch.setattr(o.cache, 'check', lambda: 1/0)
+        with pytest.raises(ZeroDivisionError): o.memory.check()
+        monkeypatch.undo()
+
 def test_bad_samples_are_listed_by_preload_and_raised_when_reached(folder, capsys):
     bad = sorted(Path(folder).iterdir())[3]; bad.write_bytes(b'')
     ds = CachedDataset(Files(folder)); ds.preload()
@@ -404,6 +479,47 @@ def test_purging_while_workers_read_gives_no_wrong_sample(folder):
             assert x[:,0,0].tolist()==list(range(4*i, 4*i+4)) and (x==x[:,:1,:1]).all()
     ds.cache.check()
 
+class Stopped(Files):
+    "Reading sample 20 sends a `signal` to the process that reads it, while there is one"
+    signal = None
+    def __getitem__(self, i):
+        if i==20 and self.signal is not None: os.kill(os.getpid(), self.signal)
+        return super().__getitem__(i)
+
+@pytest.mark.parametrize('read', [lambda ds: ds.preload(), lambda ds: seen(DataLoader(ds, 8))], ids=['preload','loader'])
+def test_after_an_interrupt_reading_goes_on(folder, read):
+    ds = CachedDataset(Stopped(folder)); ds.dataset.signal = signal.SIGINT
+    with pytest.raises(KeyboardInterrupt): read(ds)
+    assert 16<=ds.memory.n_cached<=20
+    ds.cache.check()
+    ds.dataset.signal,ds.dataset.n_read,n_left = None,0,40-ds.memory.n_cached
+    read(ds)
+    assert ds.memory.n_cached==40 and ds.dataset.n_read==n_left and seen(DataLoader(ds, 8))==list(range(40))
+
+def test_an_interrupt_while_workers_read(folder):
+    ds = CachedDataset(Files(folder))
+    with pytest.raises(KeyboardInterrupt):
+        for i,_ in enumerate(DataLoader(ds, 4, num_workers=2)):
+            if i==3: signal.raise_signal(signal.SIGINT)
+    gc.collect(); ds.cache.check()
+    assert seen(DataLoader(ds, 4, num_workers=2))==list(range(40)) and ds.memory.n_cached==40
+
+killed = '''
+import signal, sys
+from fastmem.all import *
+from test_dataset import DataLoader, Stopped, seen
+ds = CachedDataset(Stopped(sys.argv[1])); ds.dataset.signal = signal.SIGKILL
+try: seen(DataLoader(ds, 4, num_workers=2)); raise SystemExit('no worker was killed')
+except RuntimeError as e: assert 'DataLoader worker' in str(e), e
+ds.cache.check(); ds.dataset.signal = None
+for _ in range(2): assert seen(DataLoader(ds, 4, num_workers=2))==list(range(40))
+assert ds.memory.n_cached==40
+ds.cache.check()
+'''
+
+def test_a_killed_worker_leaves_the_cache_whole(folder, tmp_path):
+    run_program(tmp_path, killed, folder, timeout_s=120)  # in a program of its own: PyTorch raises a worker's death wherever Python is at the time
+
 # --- a loader function ---
 
 def shape_of(file): return tuple(torch.load(file).shape)
@@ -416,6 +532,16 @@ def test_loaders_of_one_cache_keep_what_each_makes(folder):
     assert cached(torch.load, cache=cache)(files[1]).equal(a(files[1])) and cache.arena.hits_misses==(4,2)
     a(files[2]).zero_(); assert a(files[2])[0,0]==2
     cache.check()
+
+@pytest.mark.parametrize('num_workers', [0,2])
+def test_a_file_that_changed_is_loaded_again_and_one_that_is_gone_is_not(folder, num_workers):
+    ds = type('Loads', (Files,), {'load': staticmethod(cached(torch.load)), '__getitem__': lambda self,i: (self.load(self.files[i]), 0)})(folder)
+    dl = DataLoader(ds, 8, num_workers=num_workers)
+    assert seen(dl)==seen(dl)==list(range(40)) and ds.load.cache.arena.hits_misses==(40,40)
+    torch.save(torch.full((5,5), 70.), ds.files[7]); ds.files[8].unlink()
+    for _ in range(2): assert [int(o[0].flatten()[0]) for o in DataLoader(ds, None, num_workers=num_workers)][6:10]==[6,70,8,9]
+    assert ds.load.cache.arena.hits_misses==(119,41) and ds.load.memory.n_cached==40
+    ds.load.cache.check()
 
 def test_a_file_that_many_processes_meet_has_one_place(folder):
     files = [str(o) for o in sorted(Path(folder).iterdir())]
