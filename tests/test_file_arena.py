@@ -1,5 +1,5 @@
 "Pixels in files: what the next run finds, who else may write, and what nobody can break"
-import contextlib, functools, io, os, random, shutil, signal, stat, subprocess, sys, time, traceback, zlib
+import contextlib, functools, io, os, random, resource, shutil, signal, stat, subprocess, sys, time, traceback, zlib
 
 import pytest
 from fastai.vision.all import *
@@ -356,20 +356,76 @@ def test_100_000_mutated_headers(tmp_path):
     assert sum(counts.values())==100_000 and min(counts['taken'], counts['its head is damaged'], counts['the chunk'], counts['a record points out of its chunk'],
                                                  counts['it was cut short'], counts['its state is damaged'])>100, counts
 
+def crafted(n_bytes, n_records, epoch=0, text='{}'):
+    "A file of which only the head of a chunk is there, and promises much, with checksums that are right"
+    return ((pixel_file._pack_head(text).ljust(2048, b'\0')+pixel_file._pack_state(epoch, 4096)).ljust(4096, b'\0')
+            +pixel_file._pack_chunk(4096, n_bytes, n_records))
+
+def lone_head(rng):
+    sizes = 64,1<<20,1<<24,1<<30,1<<45,(1<<46)-4096,(1<<63)-64
+    n_bytes = rng.choice(sizes)+rng.choice((0,64))
+    return crafted(n_bytes, min((1<<32)-1, rng.choice((0,1,10,1<<17,1<<21,1<<23,n_bytes//64-1))), rng.choice((0,1,(1<<48)-1,1<<48,(1<<64)-1)))
+
+def use_file(folder):
+    "Read all that the file in `folder` says to have, write, purge and write again"
+    arena,file = small_arena(folder)
+    for i in np.flatnonzero(arena.ready(np.arange(n_places))):
+        if (at := arena.place(i)) is not None: arena.view(at, 3).sum()
+    for i in (20,21):
+        assert not arena.write(i, true_pixels(i), (99,88), 1, file=file) or np.array_equal(arena.view(arena.place(i), 3), true_pixels(i))
+        arena.check(); pixel_files(folder)
+        arena.purge()
+
+def peak_bytes(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+
 def use_mutants(folder, data):
-    "Open cut and mutated files, read all that they say to have, and write"
+    "Open cut and mutated files, and such as promise more than there is"
     chunks,path,rng = offsets(data),the_file(folder),random.Random(2)
-    for k in range(400):
-        path.write_bytes(data[:rng.randint(0,len(data))] if k%4==0 else bytes(mutated(data, chunks, rng)))
-        arena,file = small_arena(folder)
-        for i in np.flatnonzero(arena.ready(np.arange(n_places))):
-            if (at := arena.place(i)) is not None: arena.view(at, 3).sum()
-        assert not arena.write(20, true_pixels(20), (99,88), 1, file=file) or np.array_equal(arena.view(arena.place(20), 3), true_pixels(20))
-        arena.check()
+    makers = (lambda: data[:rng.randint(0,len(data))]),(lambda: lone_head(rng)),*[lambda: mutated(data, chunks, rng)]*2
+    for k in range(800):
+        path.write_bytes(makers[k%4]())
+        if k%8==1: os.truncate(path, 4096+(1<<rng.choice((20,24,30))))  # all that is promised, as a hole
+        use_file(folder)
+        if k==40: before_bytes = peak_bytes()
         for o in folder.iterdir(): o.unlink()
+    assert peak_bytes()-before_bytes<60e6
 
 def test_mutated_and_cut_files_do_not_crash_a_process(tmp_path):
     assert ended_well(in_child(use_mutants, tmp_path, sample_file(tmp_path)))
+
+def use_promise(folder, head):
+    path = folder/pixel_file.file_name('{}')
+    for size in (4160,4096+(1<<30)):
+        path.write_bytes(crafted(*head)); os.truncate(path, size)
+        before_bytes = peak_bytes()
+        arena,file = small_arena(folder)
+        assert peak_bytes()-before_bytes<60e6
+        assert arena.write(0, true_pixels(0), (99,88), 1, file=file) and path.stat().st_size<1<<26
+        assert not arena.ready(np.arange(1,n_places)).any()
+
+@pytest.mark.parametrize('head', [(1<<45,10), (1<<30,1<<21), (1<<30,1<<23)])
+def test_a_small_file_that_promises_much_takes_little(tmp_path, head):
+    "As does one that has it, in holes"
+    assert ended_well(in_child(use_promise, tmp_path, head))
+
+def test_a_file_purged_more_often_than_can_be_is_made_anew(tmp_path, capsys):
+    path = tmp_path/pixel_file.file_name('{}')
+    path.write_bytes(crafted(64, 0, epoch=(1<<64)-1))
+    arena,file = small_arena(tmp_path)
+    assert 'its state is damaged' in capsys.readouterr().out and file.now[0]==0
+    arena.purge()
+    assert file.now[0]==1
+
+def test_a_head_alone_makes_room_for_the_next_chunk(tmp_path):
+    "One who is killed between the head of a chunk and its length leaves nothing that anybody waits for"
+    arena,file = small_arena(tmp_path)
+    assert arena.write(0, true_pixels(0), (99,88), 1, file=file)
+    end = file.path.stat().st_size
+    with open(file.path, 'ab') as f: f.write(pixel_file._pack_chunk(end, 1<<20, 100))
+    again = small_arena(tmp_path)
+    assert again[0].ready(np.arange(n_places)).sum()==1 and again[0].write(1, true_pixels(1), (99,88), 1, file=again[1])
+    assert small_arena(tmp_path)[0].ready(np.arange(3)).tolist()==[True,True,False]
+    for o in (arena,again[0]): o.check()
 
 def use_cut(photos, cache):
     dls = make(photos, cache, mode='preload')
