@@ -47,7 +47,7 @@ class DiskGuard(GetAttr):
 # %% ../nbs/01a_pixel_file.ipynb #93b22a85
 _magic,_chunk_magic,version = b'fastmem\n',b'fmchunk\n',1
 _head_bytes,_state_at,align_bytes = 4096,2048,64
-_max_file_bytes = 1<<46
+_max_file_bytes,_max_room_bytes,_max_epoch = 1<<46,16<<20,1<<48
 _head = struct.Struct('<8sIII')  # magic, version, bytes of text, checksum
 _state = struct.Struct('<QQI')   # purges, first chunk, checksum
 _chunk = struct.Struct('<8sQII') # magic, bytes, room for records, checksum
@@ -88,12 +88,15 @@ def read_head(
 def _read_state(data, size):
     if len(data)<_state.size: raise DamagedFile('it was cut short')
     epoch,start,crc = _state.unpack_from(data)
-    if crc!=zlib.crc32(data[:16]) or not _head_bytes<=start<=size or start%align_bytes: raise DamagedFile('its state is damaged')
+    ok = crc==zlib.crc32(data[:16]) and epoch<_max_epoch and _head_bytes<=start<=size and start%align_bytes==0
+    if not ok: raise DamagedFile('its state is damaged')
     return epoch,start
 
 # %% ../nbs/01a_pixel_file.ipynb #c94ac364
 def _pack_chunk(at, n_bytes, n_records):
     return _chunk.pack(_chunk_magic, n_bytes, n_records, zlib.crc32(struct.pack('<QQI', at, n_bytes, n_records))).ljust(align_bytes, b'\0')
+
+def _most_records(room): return room//(2*align_bytes)
 
 def _read_chunk(fd, at, size):
     "(bytes, records it has room for) of the chunk at byte `at` of a file of `size` bytes"
@@ -101,14 +104,15 @@ def _read_chunk(fd, at, size):
     if len(data)<align_bytes: raise DamagedFile('it was cut short')
     magic,n_bytes,n_records,crc = _chunk.unpack_from(data)
     if magic!=_chunk_magic or crc!=zlib.crc32(struct.pack('<QQI', at, n_bytes, n_records)): raise DamagedFile(f'the chunk at byte {at:,} is damaged')
-    fits = align_bytes*(1+n_records) <= n_bytes <= _max_file_bytes-at and n_bytes%align_bytes==0
-    if not fits: raise DamagedFile(f'the chunk at byte {at:,} has no possible size')
-    if at+n_bytes>size!=at+align_bytes: raise DamagedFile('it was cut short')
+    room = n_bytes-align_bytes*(1+n_records)
+    fits = 0<=room and n_bytes<=_max_file_bytes-at and n_bytes%align_bytes==0
+    if not fits or n_records>max(2, _most_records(min(room, _max_room_bytes))): raise DamagedFile(f'the chunk at byte {at:,} has no possible size')
+    if at+n_bytes>size: raise DamagedFile('it was cut short')
     return n_bytes,n_records
 
 def _chunks(fd, at, size):
     "(offset, bytes, records it has room for) of each chunk from byte `at` on"
-    while at<size:
+    while at<size!=at+align_bytes:  # a head alone at the end: who wrote it was killed before it took more
         n_bytes,n_records = _read_chunk(fd, at, size)
         yield at,n_bytes,n_records
         at += n_bytes
@@ -131,19 +135,14 @@ def _bytes_of(records):
 
 def _read_records(fd, start, size):
     "The records of a file of `size` bytes; raises `DamagedFile` if one has its pixels elsewhere than in its chunk"
-    found,bounds = [],[]
+    res = [np.empty(0, record_dtype)]
     for at,n_bytes,n in _chunks(fd, start, size):
-        if at+n_bytes>size: break  # only its head was written
-        found.append(np.frombuffer(os.pread(fd, n*record_dtype.itemsize, at+align_bytes), record_dtype))
-        bounds.append((at+align_bytes*(1+n), at+n_bytes))
-    if not found: return np.empty(0, record_dtype)
-    first,end = np.repeat(np.array(bounds, np.int64), list(map(len, found)), 0).T
-    records = np.concatenate(found)
-    ok = (records['at']>0) & (records['seal']==_seals(records))
-    records,first,end = records[ok],first[ok],end[ok]
-    at = records['at'].astype(float)
-    if ((at<first) | (at+_bytes_of(records)>end) | (records['at']%align_bytes>0)).any(): raise DamagedFile('a record points out of its chunk')
-    return records
+        records = np.frombuffer(os.pread(fd, n*record_dtype.itemsize, at+align_bytes), record_dtype)
+        records = records[(records['at']>0) & (records['seal']==_seals(records))]
+        first,end = at+align_bytes*(1+n),records['at'].astype(float)+_bytes_of(records)
+        if ((records['at']<first) | (end>at+n_bytes) | (records['at']%align_bytes>0)).any(): raise DamagedFile('a record points out of its chunk')
+        res.append(records)
+    return np.concatenate(res)
 
 # %% ../nbs/01a_pixel_file.ipynb #d47a389b
 def file_stat(
@@ -278,7 +277,7 @@ def _checksum(data): return zlib.crc32(data) or 1  # 0 is for what needs not be 
 
 class PixelFile:
     "The images of one recipe in a file"
-    chunk_bytes = 16<<20
+    chunk_bytes = _max_room_bytes
     def __init__(self,
         folder, # Where the file is, or will be
         text:str, # The recipe, as JSON
@@ -375,13 +374,12 @@ def _epoch_start(self:PixelFile): return _read_state(os.pread(self.fd, _state.si
 
 @patch
 def _end(self:PixelFile):
-    "(purges, byte at which the next chunk begins); a head alone gets its chunk. The lock is held"
+    "(purges, byte at which the next chunk begins). The lock is held"
     (epoch,at),size,known = self._epoch_start(),self.now[1],self._tail
     if known[0]==epoch: at = known[1]
     if at>size: raise DamagedFile('it was cut short')
     ends = [o+n for o,n,_ in _chunks(self.fd, at, size)]
     if ends and known[0]>=0: self._others_wrote = True
-    if ends and ends[-1]>size: os.ftruncate(self.fd, ends[-1])
     self._tail = epoch,ends[-1] if ends else at
     return self._tail
 
@@ -389,7 +387,7 @@ def _end(self:PixelFile):
 def _take_chunk(self:PixelFile, n_bytes):
     free = free_disk_bytes(self.fd)
     room = max(n_bytes, aligned(min(self.chunk_bytes, free//16)))
-    n_records = max(1, min(2*room//max(n_bytes, 1), room//(2*align_bytes)))
+    n_records = max(1, min(2*room//max(n_bytes, 1), _most_records(room)))
     total = align_bytes*(1+n_records)+room
     if total>free: return None
     with _locked(self.fd):
