@@ -349,7 +349,7 @@ def held(self:PixelFile)->tuple: # (places, their records)
         try: records = _read_records(self.fd, self._epoch_start()[1], self._end()[1])
         except DamagedFile as e: self.tell(e); return self.places[:0],np.empty(0, record_dtype)
         self._others_wrote = False
-    records = records[self.sane(records)]
+    records = records[self.sane(records) & (records['at']<=self.span-_bytes_of(records))]  # what is not mapped can't be shown
     at = match_keys(self.keys, records['key'])
     self._look_s = 20*time.monotonic()-19*start_s+1
     return self.places[at>=0],records[at[at>=0]]

@@ -248,12 +248,15 @@ recipe = Recipe(size=(16,16), method='squish')
 
 def true_pixels(i): return np.random.default_rng(i).integers(0, 256, (3,16,16), dtype=np.uint8)
 
+def name_places(file, n):
+    file.extend(np.arange(n), np.stack([np.random.default_rng(0).integers(0, 1<<63, n), *np.ones((3,n), int)], 1).astype(np.uint64))
+
 def small_arena(folder, n=n_places):
     "(arena, file) with places 0 to n-1 of made-up sources"
     arena = Arena(MemoryGuard())
     file = arena.add_file(recipe, PixelFile(folder, '{}', functools.partial(could_make, recipe)))
     arena.reserve_places(n)
-    file.extend(np.arange(n), np.stack([np.random.default_rng(0).integers(0, 1<<63, n), *np.ones((3,n), int)], 1).astype(np.uint64))
+    name_places(file, n)
     arena.load(file)
     return arena,file
 
@@ -296,6 +299,17 @@ def test_killed_with_the_lock(tmp_path):
         with pixel_file._locked(file.fd): time.sleep(60)
     killed_child(hold, after_s=.2)
     assert arena.write(0, true_pixels(0), (99,88), 1, file=file)
+
+def test_what_lies_beyond_the_address_space_is_read_from_its_source(tmp_path):
+    "A file that was written without `ulimit -v`, opened with it"
+    arena,file = small_arena(tmp_path)
+    file.chunk_bytes = 3072
+    for i in range(30): assert arena.write(i, true_pixels(i), (99,88), 1, file=file)
+    arena,file = Arena(MemoryGuard()),PixelFile(tmp_path, '{}', functools.partial(could_make, recipe))
+    file.chunk_bytes,file.span,file.base = 3072,16384,arena._top-16384
+    arena.add_file(recipe, file); arena.reserve_places(n_places); name_places(file, n_places); arena.load(file)
+    ready = np.flatnonzero(arena.ready(np.arange(n_places)))
+    assert 0<len(ready)<30 and all(np.array_equal(arena.view(arena.place(i), 3), true_pixels(i)) for i in ready)
 
 # --- damaged ---
 
