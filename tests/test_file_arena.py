@@ -528,6 +528,21 @@ def test_a_plan_that_does_not_fit_the_disk_can_be_raised(tmp_path, small_disk):
     photo_folder(tmp_path/'photos', 60, (300,225))
     with pytest.raises(MemoryError, match='free disk'): make(tmp_path/'photos', small_disk/'cache', size=128, on_full='raise')
 
+def test_a_folder_that_is_removed_while_it_is_in_use(tmp_path):
+    "The open file goes on, and so does all that asks how much room there is"
+    photo_folder(tmp_path/'photos', 10, size)
+    dls = make(tmp_path/'photos', tmp_path/'new'/'cache')
+    expected = one_pass(dls)
+    shutil.rmtree(tmp_path/'new')
+    assert dls.memory.budget_bytes>0 and 'may be taken' in str(dls.train.cache.plan()) and dls.train.cache.guard.budget()>0
+    assert same(one_pass(dls), expected) and dls.memory.misses==10
+    Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(32*32*3, 3)), cbs=MemoryCallback()).fit(1)
+    dls.purge()
+    assert same(one_pass(dls), expected) and dls.memory.n_cached==10
+
+def test_a_folder_that_is_not_there_yet_has_a_budget(tmp_path):
+    assert ImageCache(path=tmp_path/'a'/'b').guard.budget()>0 and not (tmp_path/'a').exists()
+
 def test_only_the_owner_may_read_it(tmp_path):
     photo_folder(tmp_path/'photos', 4, size)
     old = os.umask(0)
@@ -556,9 +571,22 @@ def test_ls_and_rm(tmp_path, capsys):
     assert 'no pixel files' in run('ls')
     assert same(one_pass(dls), expected) and dls.memory.misses==10, 'who has the file open goes on with it'
 
+def cache_program(*args): return subprocess.run([Path(sys.executable).parent/'fastmem-cache', *args], capture_output=True, text=True)
+
 def test_a_wrong_folder_is_one_line(tmp_path):
-    res = subprocess.run([Path(sys.executable).parent/'fastmem-cache', 'ls', tmp_path/'nowhere'], capture_output=True, text=True)
-    assert res.returncode==1 and 'fastmem-cache: no folder' in res.stderr and 'Traceback' not in res.stderr
+    (tmp_path/'a_file').write_text('x'); (tmp_path/'dangling').symlink_to(tmp_path/'nothing')
+    for o in ('nowhere','a_file','dangling'):
+        res = cache_program('ls', tmp_path/o)
+        assert res.returncode==1 and f'fastmem-cache: no folder {tmp_path/o}' in res.stderr and len(res.stderr.splitlines())==1
+
+@pytest.mark.parametrize('text', ['[1]','null','{"size":5}','{"size":["a",2]}','{"cls":3}','{"method":[]}','{"cls":"a.\\u001b[2J"}','['*1900,'{"a":'*300,'9'*1900,'NaN','{'],
+                         ids=lambda o: o[:12])
+def test_a_hostile_recipe_is_listed_and_removed(tmp_path, capsys, text):
+    (tmp_path/'fastmem-x.fmc').write_bytes(crafted(64, 0, text=text))
+    fastmem_cache('ls', tmp_path)
+    assert 'fastmem-x.fmc' in (out := capsys.readouterr().out) and 'no recipe' in out and '\x1b' not in out
+    fastmem_cache('rm', tmp_path)
+    assert not list(tmp_path.iterdir())
 
 def test_a_source_that_changes_while_it_is_in_use_is_read_again(tmp_path):
     "And the next cache finds what it is now"
