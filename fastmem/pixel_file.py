@@ -34,11 +34,11 @@ class DiskGuard(GetAttr):
     def __init__(self,
         folder, # Where the files are
         guard:MemoryGuard, # Who is asked when memory runs short
-    ): store_attr()
+    ): self.folder,self.guard = Path(folder).absolute(),guard
 
     def limits(self)->dict:
         "{what limits: bytes that files may still take under it}"
-        return {'free disk': free_disk_bytes(self.folder)}
+        return {'free disk': free_disk_bytes(first(o for o in (self.folder, *self.folder.parents) if o.exists()))}  # it may be made, or removed, later
     def budget(self)->int: return min(self.limits().values())
     def binding(self)->str: return 'free disk'
     def __reduce__(self): return DiskGuard, (self.folder, self.guard)
@@ -446,13 +446,23 @@ class FileInfo(NamedTuple):
     used_bytes:int # Of disk
     why:str='' # What is wrong with it
 
+def _read_recipe(text):
+    "The recipe that `text` says; raises `DamagedFile` unless what is shown of it can be"
+    try: res = json.loads(text)
+    except (ValueError, RecursionError): res = None
+    if not isinstance(res, dict): raise DamagedFile('it names no recipe')
+    names,size = [ifnone(res.get(o), '') for o in ('cls','method')],ifnone(res.get('size'), [])
+    ok = all(isinstance(o, str) and o.isprintable() for o in names) and isinstance(size, list) and all(isinstance(o, int) for o in size)
+    if not ok: raise DamagedFile('it names no recipe of fastmem')
+    return res
+
 def _describe(path, fd):
     "`FileInfo` of an open file"
     size,used_bytes = os.fstat(fd).st_size,os.fstat(fd).st_blocks*512
     try:
         text,_,start = read_head(os.pread(fd, _head_bytes, 0), size)
-        return FileInfo(path, json.loads(text), len(_read_records(fd, start, size)), used_bytes)
-    except (DamagedFile, ValueError) as e: return FileInfo(path, {}, 0, used_bytes, str(e))
+        return FileInfo(path, _read_recipe(text), len(_read_records(fd, start, size)), used_bytes)
+    except DamagedFile as e: return FileInfo(path, {}, 0, used_bytes, str(e))
 
 def pixel_files(
     folder, # Where they are
