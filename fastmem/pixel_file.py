@@ -26,6 +26,7 @@ def free_disk_bytes(
 )->int: # Bytes
     "What a user may still write to the disk of `folder`, less a fiftieth of the disk, 1 GB at most"
     o = os.statvfs(folder)
+    if o.f_flag&os.ST_RDONLY: return 0
     return max(0, o.f_bavail*o.f_frsize - int(min(o.f_blocks*o.f_frsize//50, 1e9)))
 
 class DiskGuard(GetAttr):
@@ -186,16 +187,20 @@ def _locked(fd):
 
 def _say(text): print(f'fastmem: {text}', flush=True)
 
+def _is_ours(fd):
+    "Whether `fd` is a file of this user, or one that nobody may write to"
+    return os.fstat(fd).st_uid==os.geteuid() or bool(os.fstatvfs(fd).f_flag&os.ST_RDONLY)
+
 def _open_plain(path, flags=os.O_RDWR|os.O_CREAT):
     "Descriptor of a plain file of this user"
     try: fd = os.open(path, flags|os.O_NOFOLLOW|os.O_CLOEXEC|os.O_NONBLOCK, 0o600)
     except OSError as e:
         if e.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO): raise DamagedFile('it is no plain file') from e
         raise
-    o = os.fstat(fd)
-    if stat.S_ISREG(o.st_mode) and o.st_uid==os.geteuid(): return fd
+    is_plain = stat.S_ISREG(os.fstat(fd).st_mode)
+    if is_plain and _is_ours(fd): return fd
     os.close(fd)
-    raise DamagedFile('it is a file of another user' if stat.S_ISREG(o.st_mode) else 'it is no plain file')
+    raise DamagedFile('it is a file of another user' if is_plain else 'it is no plain file')
 
 def is_pixel_file(
     path, # Of anything
@@ -226,14 +231,17 @@ def _here(fd, path):
 
 def _put_aside(path, why):
     "Make room for a new file: remove one of fastmem's, rename what is not"
-    _say(f'{path}: {why}. It is made anew.')
     if is_pixel_file(path): os.unlink(path)
     else: os.rename(path, f'{path}.{time.time_ns()}.refused')
+    _say(f'{path}: {why}. It is made anew.')
 
-def _check(fd, text, sane):
-    "Give a new file its head; raise `DamagedFile` unless all that is in `fd` can be true. The lock is held"
+def _begin(fd, text):
+    "Give a new file its head, and any no other reader than its owner. The lock is held"
     os.fchmod(fd, 0o600)
     if os.fstat(fd).st_size==0: write_all(fd, (_pack_head(text).ljust(_state_at, b'\0')+_pack_state(0, _head_bytes)).ljust(_head_bytes, b'\0'), 0)
+
+def _check(fd, text, sane):
+    "Raise `DamagedFile` unless all that is in `fd` can be true. The lock is held"
     size = os.fstat(fd).st_size
     found,_,start = read_head(os.pread(fd, _head_bytes, 0), size)
     if found!=text: raise DamagedFile('it is of another recipe')
@@ -246,18 +254,38 @@ def _open_once(path, text, sane):
     try:
         with _locked(fd):
             try:
-                if _here(fd, path): _check(fd, text, sane); return os.dup(fd)
+                if _here(fd, path): _begin(fd, text); _check(fd, text, sane); return os.dup(fd)
             except DamagedFile as e: _put_aside(path, e)
     finally: os.close(fd)
+
+_not_allowed = errno.EROFS,errno.EACCES,errno.EPERM
+
+def _open_to_read(path, text, sane):
+    "Its descriptor, where nothing can be written"
+    fd = None
+    try:
+        fd = _open_plain(path, os.O_RDONLY)
+        with _locked(fd): _check(fd, text, sane)
+    except (OSError, DamagedFile) as e:
+        if fd is not None: os.close(fd)
+        why = 'it is not there' if isinstance(e, FileNotFoundError) else e
+        raise PermissionError(f"nothing may be written to {path.parent}, and its {path.name} can't be used ({why}): give `path` a folder that you may "
+                              "write to, with a copy of what you have of this one, or leave it out") from e
+    _say(f'{path.parent} is read-only: what {path.name} has is used, and nothing is added.')
+    return fd
 
 def open_pixel_file(
     path, # Of the file
     text:str, # The recipe, as JSON
     sane, # Function from records to a mask of those that the recipe could have made
 )->int: # Its descriptor
-    "Open the file, or make it"
-    for _ in range(20):
-        if (fd := _open_once(path, text, sane)) is not None: return fd
+    "Open the file, or make it; it is opened to be read where nothing may be written"
+    try:
+        for _ in range(20):
+            if (fd := _open_once(path, text, sane)) is not None: return fd
+    except OSError as e:
+        if e.errno in _not_allowed: return _open_to_read(path, text, sane)
+        raise
     raise OSError(errno.EBUSY, 'other processes keep on replacing it', str(path))
 
 # %% ../nbs/01a_pixel_file.ipynb #584c539c
@@ -273,6 +301,13 @@ class _Chunk(NamedTuple):
         "Whether an image has room, in a file that is as it was"
         return self.at+n_bytes<=self.end<=size and self.record_at<self.record_end and self.epoch==epoch
 
+def _make_folder(folder):
+    try: os.makedirs(folder, mode=0o700, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as e: raise NotADirectoryError(f"{folder} is no folder: give `path` one, which is made if it is not there") from e
+    except OSError as e:
+        if e.errno not in _not_allowed: raise
+        raise PermissionError(f"{folder} can't be made ({e.strerror}): give `path` a folder that you may write to, or leave it out") from e
+
 def _checksum(data): return zlib.crc32(data) or 1  # 0 is for what needs not be looked at
 
 class PixelFile:
@@ -283,12 +318,13 @@ class PixelFile:
         text:str, # The recipe, as JSON
         sane=lambda records: np.ones(len(records), bool), # Function from records to a mask of those that the recipe could have made
     ):
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        _make_folder(folder)
         path = Path(folder)/file_name(text)
         self._start(path, open_pixel_file(path, text, sane), sane, np.empty(0, np.int32), np.empty((0,4), np.uint64))
 
     def _start(self, path, fd, sane, places, keys, base=0, span=_max_file_bytes):
         store_attr()
+        self.writable = bool(fcntl.fcntl(fd, fcntl.F_GETFL)&os.O_RDWR)
         self._pid,self._told,self._tail,self._others_wrote,self._look_s = None,False,(-1,0),False,0.
         weakref.finalize(self, os.close, fd)
 
@@ -403,6 +439,7 @@ def take(self:PixelFile,
     n_bytes:int, # Of pixels
 )->tuple: # (byte for the pixels, byte for their record); `None` if there is no room
     "Take a part of this process's chunk; the caller holds a lock among its threads"
+    if not self.writable: return None
     n_bytes = aligned(n_bytes)
     if self._pid!=os.getpid(): self._pid,self._chunk = os.getpid(),None
     o = self._chunk
@@ -431,6 +468,7 @@ def put(self:PixelFile,
 @patch
 def clear(self:PixelFile)->tuple: # (offset, bytes) of what can be given back
     "Forget all images"
+    if not self.writable: return 0,0
     with _locked(self.fd):
         try: start,(epoch,end) = self._epoch_start()[1],self._end()
         except DamagedFile as e: self.tell(e); return 0,0

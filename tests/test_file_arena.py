@@ -8,7 +8,7 @@ from fastmem.all import *
 from fastmem.cache import could_make
 from fastmem.cli import fastmem_cache
 from fastmem.pixel_file import *
-from helpers import photo_folder, batches, run_program
+from helpers import photo, photo_folder, batches, run_program
 import test_guard
 
 cgroup_700mb = test_guard.cgroup_700mb
@@ -547,20 +547,19 @@ def test_a_folder_that_is_not_there_yet_has_a_budget(tmp_path):
 def test_a_read_only_folder_is_used_as_it_is(tmp_path, small_disk, capsys, workers, uid):
     "As input data of Kaggle: 20 images are in it, and one that is new comes from its source each time"
     photo_folder(tmp_path/'photos', 20, size)
-    expected = one_pass(make(tmp_path/'photos', small_disk/'cache'))
+    expected = one_pass(make(tmp_path/'photos', small_disk/'cache', workers=workers))
     before = the_file(small_disk/'cache').read_bytes()
     if uid: os.chown(the_file(small_disk/'cache'), uid, uid)
     subprocess.run(['mount', '-o', 'remount,ro', small_disk], check=True)
-    spoil(get_image_files(tmp_path/'photos')[1:])  # fastai itself opens the first
     capsys.readouterr()
     dls = make(tmp_path/'photos', small_disk/'cache', workers=workers)
     assert capsys.readouterr().out.count('is read-only')==1
     assert dls.memory.n_cached==20 and dls.memory.budget_bytes==0 and same(one_pass(dls), expected) and dls.memory.misses==0
     dls.train.cache.check()
-    photo_folder(tmp_path/'photos', 21, size)[20]
+    photo(20, size).save(tmp_path/'photos'/'a'/'020.jpg')
     dls = make(tmp_path/'photos', small_disk/'cache', workers=workers)
-    for _ in range(2): one_pass(dls)
-    assert dls.memory.n_cached<dls.memory.n_items==21 and dls.memory.misses>0
+    dls.preload()
+    assert (dls.memory.n_cached,dls.memory.n_items)==(20,21) and len(one_pass(dls))==3
     dls.train.cache.check()
     assert dls.purge()==0 and len(one_pass(dls))==3 and the_file(small_disk/'cache').read_bytes()==before
     fastmem_cache('ls', small_disk/'cache')
@@ -576,11 +575,11 @@ def test_a_read_only_folder_without_a_file_is_refused(tmp_path, small_disk):
     with pytest.raises(PermissionError, match=f'{small_disk/"damaged"}.*no file of fastmem.*a folder that you may write to'): small_arena(small_disk/'damaged')
 
 def test_a_path_that_is_no_folder_is_refused(tmp_path):
-    photo_folder(tmp_path/'photos', 4, size)
+    photo_folder(tmp_path/'photos', 10, size)
     (tmp_path/'a_file').write_text('x'); (tmp_path/'dangling').symlink_to(tmp_path/'nothing'); (tmp_path/'folder').mkdir(); (tmp_path/'link').symlink_to(tmp_path/'folder')
     for o in ('a_file','dangling','a_file/below'):
         with pytest.raises(NotADirectoryError, match=f'{tmp_path/o} is no folder: give `path`'): make(tmp_path/'photos', tmp_path/o)
-    assert (tmp_path/'a_file').read_text()=='x' and len(one_pass(make(tmp_path/'photos', tmp_path/'link')))==1
+    assert (tmp_path/'a_file').read_text()=='x' and len(one_pass(make(tmp_path/'photos', tmp_path/'link')))==2
 
 def test_only_the_owner_may_read_it(tmp_path):
     photo_folder(tmp_path/'photos', 4, size)
