@@ -581,6 +581,15 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path):
         with pytest.raises(NotADirectoryError, match=f'{tmp_path/o} is no folder: give `path`'): make(tmp_path/'photos', tmp_path/o)
     assert (tmp_path/'a_file').read_text()=='x' and len(one_pass(make(tmp_path/'photos', tmp_path/'link')))==2
 
+def test_what_is_in_the_file_already_fits(tmp_path, small_disk):
+    "Though the disk has no room for it a second time"
+    photo_folder(tmp_path/'photos', 40, size)
+    dls = make(tmp_path/'photos', small_disk/'cache', mode='preload', size=64)
+    with contextlib.suppress(OSError), open(small_disk/'other', 'wb', buffering=0) as f:
+        while True: f.write(bytes(4096))
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(64*64*3, 3)))
+    assert dls.memory.n_cached==40 and learn.memory_plan(n_steps=1, n_timed=0).fits
+
 def test_only_the_owner_may_read_it(tmp_path):
     photo_folder(tmp_path/'photos', 4, size)
     old = os.umask(0)
