@@ -162,8 +162,8 @@ def test_other_callbacks_see_the_columns(tmp_path):
     learn = learner(tmp_path)
     learn.path = tmp_path
     learn.recorder.train_metrics,learn.recorder.add_time = True,False
-    with learn.no_bar(): learn.fit(2, cbs=[CSVLogger(), SaveModelCallback(monitor='hit_rate', comp=np.greater)])
-    assert learn.recorder.metric_names[-2:]==['hit_rate','free_gb'] and learn.save_model.best==1
+    with learn.no_bar(): learn.fit(2, cbs=[CSVLogger(), save := SaveModelCallback(monitor='hit_rate', comp=np.greater)])
+    assert learn.recorder.metric_names[-2:]==['hit_rate','free_gb'] and save.best==1
     lines = (tmp_path/'history.csv').read_text().splitlines()
     assert [len(o.split(',')) for o in lines]==[7]*3 and [o.split(',')[5] for o in lines[1:]]==['0.0','1.0']
 
