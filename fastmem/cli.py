@@ -509,7 +509,7 @@ def cache_row(
     if o.why: return [o.path.name, o.why, '', '', human_bytes(o.used_bytes)]
     get = o.recipe.get
     size = 'x'.join(map(str, get('size') or ())) or 'whole'
-    return [o.path.name, f'{get("cls", "").rpartition(".")[2]} {get("method") or ""}'.strip(), size, f'{o.n_items:,}', human_bytes(o.used_bytes)]
+    return [o.path.name, f'{(get("cls") or "").rpartition(".")[2]} {get("method") or ""}'.strip(), size, f'{o.n_items:,}', human_bytes(o.used_bytes)]
 
 def cache_report(
     files:list, # Of `FileInfo`
@@ -525,9 +525,9 @@ def fastmem_cache(
     path:str, # The folder that was given to `in_memory(path=...)`
 ):
     "List or remove the pixel files in PATH, and nothing else"
-    try: files = pixel_files(path)
-    except FileNotFoundError as e: raise SystemExit(f'fastmem-cache: {e}')
-    print(cache_report(files, path))
-    if what=='rm':
-        for o in files: o.path.unlink()
-        print(f'{len(files)} removed')
+    try:
+        print(cache_report(files := pixel_files(path), path))
+        if what=='rm':
+            for o in files: o.path.unlink()
+            print(f'{len(files)} removed')
+    except OSError as e: raise SystemExit(f'fastmem-cache: {e}')

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner, Recorder, ValueMetric
+from fastai.learner import Learner, Recorder
 from fastai.torch_core import find_device, get_random_states, set_random_states
 from fastai.vision.augment import RandTransform
 from fastcore.all import *
@@ -39,40 +39,39 @@ def disk_read_s(
     return (time.perf_counter()-start_s)/len(some)
 
 # %% ../nbs/05a_learner.ipynb #bd4c2182
-class _MemoryMetric(ValueMetric): "A column of the progress table that `MemoryCallback` adds"
-
 class MemoryCallback(Callback):
     "Adds hit rate and free memory to the progress table, and says at the end of `fit` what the cache saved"
-    order = Recorder.order-1
+    order = Recorder.order+1
 
     def before_fit(self):
-        self.run = not (hasattr(self.learn, 'lr_finder') or hasattr(self, 'gather_preds'))
-        if not self.run: return
-        self.start = self.epoch_start = self.counts()
-        self._remove_columns()  # of a fit that was interrupted
-        self.learn.metrics = self.learn.metrics + L(_MemoryMetric(self.hit_rate, 'hit_rate'), _MemoryMetric(self.free_gb, 'free_gb'))
+        self.trained,self.in_table = False,not (hasattr(self.learn, 'lr_finder') or hasattr(self, 'gather_preds'))
+        if not self.in_table: return
+        self.first_counts = self.counts()
+        names,n_time = self.recorder.metric_names,int(self.recorder.add_time)
+        self.recorder.metric_names = names[:len(names)-n_time]+['hit_rate','free_gb']+names[len(names)-n_time:]
 
-    def _remove_columns(self): self.learn.metrics = self.learn.metrics.filter(lambda o: not isinstance(o, _MemoryMetric))
     def counts(self):
         memory = self.dls.memory
         return memory.hits,memory.misses
-    def before_epoch(self): self.epoch_start = self.counts()
+    def before_train(self):
+        self.trained = self.in_table  # `learn.validate()` trains nothing
+        if self.trained: self.epoch_counts = self.counts()
+    def after_validate(self):
+        if self.trained: self.recorder.log += [self.hit_rate(), available_memory()/1e9]
     def hit_rate(self):
-        hits,misses = (b-a for a,b in zip(self.epoch_start, self.counts()))
+        hits,misses = (b-a for a,b in zip(self.epoch_counts, self.counts()))
         return hits/max(1, hits+misses)
-    def free_gb(self): return available_memory()/1e9
-
     def after_fit(self):
-        self._remove_columns()
-        print(f'fastmem: {self.saved()}')
+        if self.trained: print(f'fastmem: {self.saved()}')
+    def __reduce__(self): return Callback, (), dict(learn=self.learn)  # an exported learner needs no fastmem
 
     def saved(self)->str:
         "What the hits of this fit would have taken from disk"
-        hits = self.counts()[0]-self.start[0]
+        hits = self.counts()[0]-self.first_counts[0]
         text = f'{hits:,} images came from memory'
         try: read_s = disk_read_s(self.dls)
         except bad_file_errors as e: return f'{text}; what reading them takes is not known, since they can\'t be read now ({type(e).__name__})'
-        return f'{text}; from disk they would have taken {hits*read_s:.1f} s of one core ({1000*read_s:.2g} ms each, measured now)'
+        return f'{text}; from disk they would have taken {hits*read_s:.1f} s of one core ({1000*read_s:.2g} ms each: some were read again just now, maybe from the system\'s cache)'
 
 # %% ../nbs/05a_learner.ipynb #6e202c7d
 def _has_files(column, n=8):
@@ -97,7 +96,7 @@ def plan_loaders(
     check_images(dls)
     columns = [o for dl in dls.loaders for o in image_columns(dl).values()]
     cache = getattr(dls.loaders[0], 'cache', None)
-    guard,held_bytes = (cache.guard,cache.arena.used_bytes) if cache else (shared_guard(),0)
+    guard,held_bytes = (cache.guard,cache.held_bytes) if cache else (shared_guard(),0)
     files = {r: [f for o in columns if o.recipe==r for f in o.files() if is_path(f)] for r in {o.recipe:0 for o in columns}}
     plans = [probe(o, recipe=r, guard=guard, n_timed=n_timed, held_bytes=held_bytes) for r,o in files.items() if o]
     return sum_plans(plans, guard, held_bytes)._replace(warnings=tuple(_plan_warnings(dls.loaders[0], columns)))

@@ -26,6 +26,7 @@ def free_disk_bytes(
 )->int: # Bytes
     "What a user may still write to the disk of `folder`, less a fiftieth of the disk, 1 GB at most"
     o = os.statvfs(folder)
+    if o.f_flag&os.ST_RDONLY: return 0
     return max(0, o.f_bavail*o.f_frsize - int(min(o.f_blocks*o.f_frsize//50, 1e9)))
 
 class DiskGuard(GetAttr):
@@ -34,11 +35,11 @@ class DiskGuard(GetAttr):
     def __init__(self,
         folder, # Where the files are
         guard:MemoryGuard, # Who is asked when memory runs short
-    ): store_attr()
+    ): self.folder,self.guard = Path(folder).absolute(),guard
 
     def limits(self)->dict:
         "{what limits: bytes that files may still take under it}"
-        return {'free disk': free_disk_bytes(self.folder)}
+        return {'free disk': free_disk_bytes(first(o for o in (self.folder, *self.folder.parents) if o.exists()))}  # it may be made, or removed, later
     def budget(self)->int: return min(self.limits().values())
     def binding(self)->str: return 'free disk'
     def __reduce__(self): return DiskGuard, (self.folder, self.guard)
@@ -47,7 +48,7 @@ class DiskGuard(GetAttr):
 # %% ../nbs/01a_pixel_file.ipynb #93b22a85
 _magic,_chunk_magic,version = b'fastmem\n',b'fmchunk\n',1
 _head_bytes,_state_at,align_bytes = 4096,2048,64
-_max_file_bytes = 1<<46
+_max_file_bytes,_max_room_bytes,_max_epoch = 1<<46,16<<20,1<<48
 _head = struct.Struct('<8sIII')  # magic, version, bytes of text, checksum
 _state = struct.Struct('<QQI')   # purges, first chunk, checksum
 _chunk = struct.Struct('<8sQII') # magic, bytes, room for records, checksum
@@ -88,12 +89,15 @@ def read_head(
 def _read_state(data, size):
     if len(data)<_state.size: raise DamagedFile('it was cut short')
     epoch,start,crc = _state.unpack_from(data)
-    if crc!=zlib.crc32(data[:16]) or not _head_bytes<=start<=size or start%align_bytes: raise DamagedFile('its state is damaged')
+    ok = crc==zlib.crc32(data[:16]) and epoch<_max_epoch and _head_bytes<=start<=size and start%align_bytes==0
+    if not ok: raise DamagedFile('its state is damaged')
     return epoch,start
 
 # %% ../nbs/01a_pixel_file.ipynb #c94ac364
 def _pack_chunk(at, n_bytes, n_records):
     return _chunk.pack(_chunk_magic, n_bytes, n_records, zlib.crc32(struct.pack('<QQI', at, n_bytes, n_records))).ljust(align_bytes, b'\0')
+
+def _most_records(room): return room//(2*align_bytes)
 
 def _read_chunk(fd, at, size):
     "(bytes, records it has room for) of the chunk at byte `at` of a file of `size` bytes"
@@ -101,14 +105,15 @@ def _read_chunk(fd, at, size):
     if len(data)<align_bytes: raise DamagedFile('it was cut short')
     magic,n_bytes,n_records,crc = _chunk.unpack_from(data)
     if magic!=_chunk_magic or crc!=zlib.crc32(struct.pack('<QQI', at, n_bytes, n_records)): raise DamagedFile(f'the chunk at byte {at:,} is damaged')
-    fits = align_bytes*(1+n_records) <= n_bytes <= _max_file_bytes-at and n_bytes%align_bytes==0
-    if not fits: raise DamagedFile(f'the chunk at byte {at:,} has no possible size')
-    if at+n_bytes>size!=at+align_bytes: raise DamagedFile('it was cut short')
+    room = n_bytes-align_bytes*(1+n_records)
+    fits = 0<=room and n_bytes<=_max_file_bytes-at and n_bytes%align_bytes==0
+    if not fits or n_records>max(2, _most_records(min(room, _max_room_bytes))): raise DamagedFile(f'the chunk at byte {at:,} has no possible size')
+    if at+n_bytes>size: raise DamagedFile('it was cut short')
     return n_bytes,n_records
 
 def _chunks(fd, at, size):
     "(offset, bytes, records it has room for) of each chunk from byte `at` on"
-    while at<size:
+    while at<size!=at+align_bytes:  # a head alone at the end: who wrote it was killed before it took more
         n_bytes,n_records = _read_chunk(fd, at, size)
         yield at,n_bytes,n_records
         at += n_bytes
@@ -131,19 +136,14 @@ def _bytes_of(records):
 
 def _read_records(fd, start, size):
     "The records of a file of `size` bytes; raises `DamagedFile` if one has its pixels elsewhere than in its chunk"
-    found,bounds = [],[]
+    res = [np.empty(0, record_dtype)]
     for at,n_bytes,n in _chunks(fd, start, size):
-        if at+n_bytes>size: break  # only its head was written
-        found.append(np.frombuffer(os.pread(fd, n*record_dtype.itemsize, at+align_bytes), record_dtype))
-        bounds.append((at+align_bytes*(1+n), at+n_bytes))
-    if not found: return np.empty(0, record_dtype)
-    first,end = np.repeat(np.array(bounds, np.int64), list(map(len, found)), 0).T
-    records = np.concatenate(found)
-    ok = (records['at']>0) & (records['seal']==_seals(records))
-    records,first,end = records[ok],first[ok],end[ok]
-    at = records['at'].astype(float)
-    if ((at<first) | (at+_bytes_of(records)>end) | (records['at']%align_bytes>0)).any(): raise DamagedFile('a record points out of its chunk')
-    return records
+        records = np.frombuffer(os.pread(fd, n*record_dtype.itemsize, at+align_bytes), record_dtype)
+        records = records[(records['at']>0) & (records['seal']==_seals(records))]
+        first,end = at+align_bytes*(1+n),records['at'].astype(float)+_bytes_of(records)
+        if ((records['at']<first) | (end>at+n_bytes) | (records['at']%align_bytes>0)).any(): raise DamagedFile('a record points out of its chunk')
+        res.append(records)
+    return np.concatenate(res)
 
 # %% ../nbs/01a_pixel_file.ipynb #d47a389b
 def file_stat(
@@ -187,16 +187,20 @@ def _locked(fd):
 
 def _say(text): print(f'fastmem: {text}', flush=True)
 
+def _is_ours(fd):
+    "Whether `fd` is a file of this user, or one that nobody may write to"
+    return os.fstat(fd).st_uid==os.geteuid() or bool(os.fstatvfs(fd).f_flag&os.ST_RDONLY)
+
 def _open_plain(path, flags=os.O_RDWR|os.O_CREAT):
     "Descriptor of a plain file of this user"
     try: fd = os.open(path, flags|os.O_NOFOLLOW|os.O_CLOEXEC|os.O_NONBLOCK, 0o600)
     except OSError as e:
         if e.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO): raise DamagedFile('it is no plain file') from e
         raise
-    o = os.fstat(fd)
-    if stat.S_ISREG(o.st_mode) and o.st_uid==os.geteuid(): return fd
+    is_plain = stat.S_ISREG(os.fstat(fd).st_mode)
+    if is_plain and _is_ours(fd): return fd
     os.close(fd)
-    raise DamagedFile('it is a file of another user' if stat.S_ISREG(o.st_mode) else 'it is no plain file')
+    raise DamagedFile('it is a file of another user' if is_plain else 'it is no plain file')
 
 def is_pixel_file(
     path, # Of anything
@@ -227,14 +231,17 @@ def _here(fd, path):
 
 def _put_aside(path, why):
     "Make room for a new file: remove one of fastmem's, rename what is not"
-    _say(f'{path}: {why}. It is made anew.')
     if is_pixel_file(path): os.unlink(path)
     else: os.rename(path, f'{path}.{time.time_ns()}.refused')
+    _say(f'{path}: {why}. It is made anew.')
 
-def _check(fd, text, sane):
-    "Give a new file its head; raise `DamagedFile` unless all that is in `fd` can be true. The lock is held"
+def _begin(fd, text):
+    "Give a new file its head, and any no other reader than its owner. The lock is held"
     os.fchmod(fd, 0o600)
     if os.fstat(fd).st_size==0: write_all(fd, (_pack_head(text).ljust(_state_at, b'\0')+_pack_state(0, _head_bytes)).ljust(_head_bytes, b'\0'), 0)
+
+def _check(fd, text, sane):
+    "Raise `DamagedFile` unless all that is in `fd` can be true. The lock is held"
     size = os.fstat(fd).st_size
     found,_,start = read_head(os.pread(fd, _head_bytes, 0), size)
     if found!=text: raise DamagedFile('it is of another recipe')
@@ -247,18 +254,38 @@ def _open_once(path, text, sane):
     try:
         with _locked(fd):
             try:
-                if _here(fd, path): _check(fd, text, sane); return os.dup(fd)
+                if _here(fd, path): _begin(fd, text); _check(fd, text, sane); return os.dup(fd)
             except DamagedFile as e: _put_aside(path, e)
     finally: os.close(fd)
+
+_not_allowed = errno.EROFS,errno.EACCES,errno.EPERM
+
+def _open_to_read(path, text, sane):
+    "Its descriptor, where nothing can be written"
+    fd = None
+    try:
+        fd = _open_plain(path, os.O_RDONLY)
+        with _locked(fd): _check(fd, text, sane)
+    except (OSError, DamagedFile) as e:
+        if fd is not None: os.close(fd)
+        why = 'it is not there' if isinstance(e, FileNotFoundError) else e
+        raise PermissionError(f"nothing may be written to {path.parent}, and its {path.name} can't be used ({why}): give `path` a folder that you may "
+                              "write to, with a copy of what you have of this one, or leave it out") from e
+    _say(f'{path.parent} is read-only: what {path.name} has is used, and nothing is added.')
+    return fd
 
 def open_pixel_file(
     path, # Of the file
     text:str, # The recipe, as JSON
     sane, # Function from records to a mask of those that the recipe could have made
 )->int: # Its descriptor
-    "Open the file, or make it"
-    for _ in range(20):
-        if (fd := _open_once(path, text, sane)) is not None: return fd
+    "Open the file, or make it; it is opened to be read where nothing may be written"
+    try:
+        for _ in range(20):
+            if (fd := _open_once(path, text, sane)) is not None: return fd
+    except OSError as e:
+        if e.errno in _not_allowed: return _open_to_read(path, text, sane)
+        raise
     raise OSError(errno.EBUSY, 'other processes keep on replacing it', str(path))
 
 # %% ../nbs/01a_pixel_file.ipynb #584c539c
@@ -274,22 +301,30 @@ class _Chunk(NamedTuple):
         "Whether an image has room, in a file that is as it was"
         return self.at+n_bytes<=self.end<=size and self.record_at<self.record_end and self.epoch==epoch
 
+def _make_folder(folder):
+    try: os.makedirs(folder, mode=0o700, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as e: raise NotADirectoryError(f"{folder} is no folder: give `path` one, which is made if it is not there") from e
+    except OSError as e:
+        if e.errno not in _not_allowed: raise
+        raise PermissionError(f"{folder} can't be made ({e.strerror}): give `path` a folder that you may write to, or leave it out") from e
+
 def _checksum(data): return zlib.crc32(data) or 1  # 0 is for what needs not be looked at
 
 class PixelFile:
     "The images of one recipe in a file"
-    chunk_bytes = 16<<20
+    chunk_bytes = _max_room_bytes
     def __init__(self,
         folder, # Where the file is, or will be
         text:str, # The recipe, as JSON
         sane=lambda records: np.ones(len(records), bool), # Function from records to a mask of those that the recipe could have made
     ):
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        _make_folder(folder)
         path = Path(folder)/file_name(text)
         self._start(path, open_pixel_file(path, text, sane), sane, np.empty(0, np.int32), np.empty((0,4), np.uint64))
 
     def _start(self, path, fd, sane, places, keys, base=0, span=_max_file_bytes):
         store_attr()
+        self.writable = bool(fcntl.fcntl(fd, fcntl.F_GETFL)&os.O_RDWR)
         self._pid,self._told,self._tail,self._others_wrote,self._look_s = None,False,(-1,0),False,0.
         weakref.finalize(self, os.close, fd)
 
@@ -350,7 +385,7 @@ def held(self:PixelFile)->tuple: # (places, their records)
         try: records = _read_records(self.fd, self._epoch_start()[1], self._end()[1])
         except DamagedFile as e: self.tell(e); return self.places[:0],np.empty(0, record_dtype)
         self._others_wrote = False
-    records = records[self.sane(records)]
+    records = records[self.sane(records) & (records['at']<=self.span-_bytes_of(records))]  # what is not mapped can't be shown
     at = match_keys(self.keys, records['key'])
     self._look_s = 20*time.monotonic()-19*start_s+1
     return self.places[at>=0],records[at[at>=0]]
@@ -375,13 +410,12 @@ def _epoch_start(self:PixelFile): return _read_state(os.pread(self.fd, _state.si
 
 @patch
 def _end(self:PixelFile):
-    "(purges, byte at which the next chunk begins); a head alone gets its chunk. The lock is held"
+    "(purges, byte at which the next chunk begins). The lock is held"
     (epoch,at),size,known = self._epoch_start(),self.now[1],self._tail
     if known[0]==epoch: at = known[1]
     if at>size: raise DamagedFile('it was cut short')
     ends = [o+n for o,n,_ in _chunks(self.fd, at, size)]
     if ends and known[0]>=0: self._others_wrote = True
-    if ends and ends[-1]>size: os.ftruncate(self.fd, ends[-1])
     self._tail = epoch,ends[-1] if ends else at
     return self._tail
 
@@ -389,7 +423,7 @@ def _end(self:PixelFile):
 def _take_chunk(self:PixelFile, n_bytes):
     free = free_disk_bytes(self.fd)
     room = max(n_bytes, aligned(min(self.chunk_bytes, free//16)))
-    n_records = max(1, min(2*room//max(n_bytes, 1), room//(2*align_bytes)))
+    n_records = max(1, min(2*room//max(n_bytes, 1), _most_records(room)))
     total = align_bytes*(1+n_records)+room
     if total>free: return None
     with _locked(self.fd):
@@ -405,6 +439,7 @@ def take(self:PixelFile,
     n_bytes:int, # Of pixels
 )->tuple: # (byte for the pixels, byte for their record); `None` if there is no room
     "Take a part of this process's chunk; the caller holds a lock among its threads"
+    if not self.writable: return None
     n_bytes = aligned(n_bytes)
     if self._pid!=os.getpid(): self._pid,self._chunk = os.getpid(),None
     o = self._chunk
@@ -433,6 +468,7 @@ def put(self:PixelFile,
 @patch
 def clear(self:PixelFile)->tuple: # (offset, bytes) of what can be given back
     "Forget all images"
+    if not self.writable: return 0,0
     with _locked(self.fd):
         try: start,(epoch,end) = self._epoch_start()[1],self._end()
         except DamagedFile as e: self.tell(e); return 0,0
@@ -448,13 +484,23 @@ class FileInfo(NamedTuple):
     used_bytes:int # Of disk
     why:str='' # What is wrong with it
 
+def _read_recipe(text):
+    "The recipe that `text` says; raises `DamagedFile` unless what is shown of it can be"
+    try: res = json.loads(text)
+    except (ValueError, RecursionError): res = None
+    if not isinstance(res, dict): raise DamagedFile('it names no recipe')
+    names,size = [ifnone(res.get(o), '') for o in ('cls','method')],ifnone(res.get('size'), [])
+    ok = all(isinstance(o, str) and o.isprintable() for o in names) and isinstance(size, list) and all(isinstance(o, int) for o in size)
+    if not ok: raise DamagedFile('it names no recipe of fastmem')
+    return res
+
 def _describe(path, fd):
     "`FileInfo` of an open file"
     size,used_bytes = os.fstat(fd).st_size,os.fstat(fd).st_blocks*512
     try:
         text,_,start = read_head(os.pread(fd, _head_bytes, 0), size)
-        return FileInfo(path, json.loads(text), len(_read_records(fd, start, size)), used_bytes)
-    except (DamagedFile, ValueError) as e: return FileInfo(path, {}, 0, used_bytes, str(e))
+        return FileInfo(path, _read_recipe(text), len(_read_records(fd, start, size)), used_bytes)
+    except DamagedFile as e: return FileInfo(path, {}, 0, used_bytes, str(e))
 
 def pixel_files(
     folder, # Where they are

@@ -1,10 +1,10 @@
 "The same cell again, another batch size or fold, and files that have changed meanwhile"
-import gc, shutil
+import contextlib, gc, shutil
 
 import pytest
 from fastai.vision.all import *
 from fastmem.all import *
-from helpers import photo_folder
+from helpers import photo_folder, run_program
 
 def make(path, size=32, bs=4, seed=1, workers=0, **kwargs):
     return ImageDataLoaders.from_folder(path, valid_pct=.25, seed=seed, item_tfms=Resize(size), bs=bs, num_workers=workers, device='cpu', **kwargs)
@@ -127,15 +127,50 @@ def test_the_progress_table_shows_hit_rates(tmp_path, workers, capsys):
     learn.fit(1)
     assert learn.recorder.metric_names.count('hit_rate')==1 and learn.metrics.attrgot('name')==['accuracy']
 
-def test_an_interrupted_fit_leaves_no_columns(tmp_path):
+columns = ['epoch','train_loss','valid_loss','accuracy']
+class Interrupt(Callback):
+    def after_batch(self): raise KeyboardInterrupt
+
+@pytest.mark.parametrize('stays', [True,False], ids=['of the learner','of the fit'])
+def test_an_interrupted_fit_leaves_no_columns(tmp_path, stays):
     photo_folder(tmp_path, 12, size=(60,50))
     learn = learner(tmp_path)
-    class Interrupt(Callback):
-        def after_batch(self): raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Interrupt())
-    learn.remove_cbs(learn.cbs.filter(lambda o: isinstance(o, Interrupt)))
+    if not stays: learn.remove_cb(MemoryCallback)
+    with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=[Interrupt()] if stays else [MemoryCallback(),Interrupt()])
+    assert learn.metrics.attrgot('name')==['accuracy'] and len(learn.validate())==2 and len(learn.get_preds()[0])==3
     learn.fit(1)
-    assert learn.recorder.metric_names.count('hit_rate')==1 and learn.metrics.attrgot('name')==['accuracy']
+    assert learn.recorder.metric_names==[*columns, *(['hit_rate','free_gb'] if stays else []), 'time']
+    assert len(learn.recorder.values[0])==(5 if stays else 3)
+    learn.fit(1, cbs=[] if stays else MemoryCallback())
+    assert learn.recorder.metric_names==[*columns, 'hit_rate', 'free_gb', 'time'] and len(learn.recorder.values[0])==5
+
+def test_an_interrupted_lr_find_leaves_the_columns_of_the_next_fit(tmp_path, capsys):
+    photo_folder(tmp_path, 12, size=(60,50))
+    learn = learner(tmp_path)
+    learn.add_cb(Interrupt())
+    with pytest.raises(KeyboardInterrupt): learn.lr_find(num_it=3, show_plot=False)
+    learn.remove_cb(Interrupt)
+    learn.fit(1)
+    assert learn.recorder.metric_names==[*columns, 'hit_rate', 'free_gb', 'time'] and 'came from memory' in capsys.readouterr().out
+
+def test_a_fit_that_is_cancelled_and_a_validation(tmp_path, capsys):
+    photo_folder(tmp_path, 12, size=(60,50))
+    learn = learner(tmp_path)
+    class Cancel(Callback):
+        def after_batch(self): raise CancelFitException
+    learn.fit(1, cbs=Cancel())
+    assert 'came from memory' in capsys.readouterr().out
+    assert len(learn.validate())==2 and 'came from memory' not in capsys.readouterr().out, 'as stock: loss and accuracy'
+
+def test_other_callbacks_see_the_columns(tmp_path):
+    photo_folder(tmp_path, 12, size=(60,50))
+    learn = learner(tmp_path)
+    learn.path = tmp_path
+    learn.recorder.train_metrics,learn.recorder.add_time = True,False
+    with learn.no_bar(): learn.fit(2, cbs=[CSVLogger(), save := SaveModelCallback(monitor='hit_rate', comp=np.greater)])
+    assert learn.recorder.metric_names[-2:]==['hit_rate','free_gb'] and save.best==1
+    lines = (tmp_path/'history.csv').read_text().splitlines()
+    assert [len(o.split(',')) for o in lines]==[7]*3 and [o.split(',')[5] for o in lines[1:]]==['0.0','1.0']
 
 def test_predictions_and_lr_find_are_left_alone(tmp_path, capsys):
     photo_folder(tmp_path, 40, size=(60,50))
@@ -143,8 +178,23 @@ def test_predictions_and_lr_find_are_left_alone(tmp_path, capsys):
     learn.lr_find(num_it=3, show_plot=False); learn.get_preds()
     assert 'came from memory' not in capsys.readouterr().out
 
-def test_a_learner_with_the_callback_is_exported_without_images(tmp_path):
+without_fastmem = '''
+import sys
+sys.modules['fastmem'] = None  # an import of it fails, as where it is not installed
+from fastai.vision.all import *
+learn = load_learner(sys.argv[1])
+assert [type(o).__name__ for o in learn.cbs].count('Callback')==1, learn.cbs
+with learn.no_bar(): assert learn.predict(PILImage.create(np.zeros((50,60,3), np.uint8)))[0] in 'abc'
+'''
+
+@pytest.mark.parametrize('interrupted', [False,True])
+def test_a_learner_with_the_callback_is_exported_without_images(tmp_path, interrupted):
+    "And loads where there is no fastmem"
     photo_folder(tmp_path/'images', 12, size=(60,50))
-    learn = learner(tmp_path/'images'); learn.fit(1)
+    learn = learner(tmp_path/'images')
+    with contextlib.suppress(KeyboardInterrupt): learn.fit(1, cbs=Interrupt() if interrupted else [])
+    learn.remove_cb(Interrupt)
     learn.export(tmp_path/'learn.pkl')
-    assert load_learner(tmp_path/'learn.pkl').predict(PILImage.create(np.zeros((50,60,3), np.uint8)))
+    run_program(tmp_path, without_fastmem, tmp_path/'learn.pkl')
+    learn.fit(1)
+    assert learn.recorder.metric_names[-3:]==['hit_rate','free_gb','time'], 'and it goes on'

@@ -1,5 +1,5 @@
 "Pixels in files: what the next run finds, who else may write, and what nobody can break"
-import contextlib, functools, io, os, random, shutil, signal, stat, subprocess, sys, time, traceback, zlib
+import contextlib, functools, io, os, random, resource, shutil, signal, stat, subprocess, sys, time, traceback, zlib
 
 import pytest
 from fastai.vision.all import *
@@ -8,7 +8,7 @@ from fastmem.all import *
 from fastmem.cache import could_make
 from fastmem.cli import fastmem_cache
 from fastmem.pixel_file import *
-from helpers import photo_folder, batches, run_program
+from helpers import photo, photo_folder, batches, run_program
 import test_guard
 
 cgroup_700mb = test_guard.cgroup_700mb
@@ -248,12 +248,15 @@ recipe = Recipe(size=(16,16), method='squish')
 
 def true_pixels(i): return np.random.default_rng(i).integers(0, 256, (3,16,16), dtype=np.uint8)
 
+def name_places(file, n):
+    file.extend(np.arange(n), np.stack([np.random.default_rng(0).integers(0, 1<<63, n), *np.ones((3,n), int)], 1).astype(np.uint64))
+
 def small_arena(folder, n=n_places):
     "(arena, file) with places 0 to n-1 of made-up sources"
     arena = Arena(MemoryGuard())
     file = arena.add_file(recipe, PixelFile(folder, '{}', functools.partial(could_make, recipe)))
     arena.reserve_places(n)
-    file.extend(np.arange(n), np.stack([np.random.default_rng(0).integers(0, 1<<63, n), *np.ones((3,n), int)], 1).astype(np.uint64))
+    name_places(file, n)
     arena.load(file)
     return arena,file
 
@@ -296,6 +299,17 @@ def test_killed_with_the_lock(tmp_path):
         with pixel_file._locked(file.fd): time.sleep(60)
     killed_child(hold, after_s=.2)
     assert arena.write(0, true_pixels(0), (99,88), 1, file=file)
+
+def test_what_lies_beyond_the_address_space_is_read_from_its_source(tmp_path):
+    "A file that was written without `ulimit -v`, opened with it"
+    arena,file = small_arena(tmp_path)
+    file.chunk_bytes = 3072
+    for i in range(30): assert arena.write(i, true_pixels(i), (99,88), 1, file=file)
+    arena,file = Arena(MemoryGuard()),PixelFile(tmp_path, '{}', functools.partial(could_make, recipe))
+    file.chunk_bytes,file.span,file.base = 3072,16384,arena._top-16384
+    arena.add_file(recipe, file); arena.reserve_places(n_places); name_places(file, n_places); arena.load(file)
+    ready = np.flatnonzero(arena.ready(np.arange(n_places)))
+    assert 0<len(ready)<30 and all(np.array_equal(arena.view(arena.place(i), 3), true_pixels(i)) for i in ready)
 
 # --- damaged ---
 
@@ -356,20 +370,76 @@ def test_100_000_mutated_headers(tmp_path):
     assert sum(counts.values())==100_000 and min(counts['taken'], counts['its head is damaged'], counts['the chunk'], counts['a record points out of its chunk'],
                                                  counts['it was cut short'], counts['its state is damaged'])>100, counts
 
+def crafted(n_bytes, n_records, epoch=0, text='{}'):
+    "A file of which only the head of a chunk is there, and promises much, with checksums that are right"
+    return ((pixel_file._pack_head(text).ljust(2048, b'\0')+pixel_file._pack_state(epoch, 4096)).ljust(4096, b'\0')
+            +pixel_file._pack_chunk(4096, n_bytes, n_records))
+
+def lone_head(rng):
+    sizes = 64,1<<20,1<<24,1<<30,1<<45,(1<<46)-4096,(1<<63)-64
+    n_bytes = rng.choice(sizes)+rng.choice((0,64))
+    return crafted(n_bytes, min((1<<32)-1, rng.choice((0,1,10,1<<17,1<<21,1<<23,n_bytes//64-1))), rng.choice((0,1,(1<<48)-1,1<<48,(1<<64)-1)))
+
+def use_file(folder):
+    "Read all that the file in `folder` says to have, write, purge and write again"
+    arena,file = small_arena(folder)
+    for i in np.flatnonzero(arena.ready(np.arange(n_places))):
+        if (at := arena.place(i)) is not None: arena.view(at, 3).sum()
+    for i in (20,21):
+        assert not arena.write(i, true_pixels(i), (99,88), 1, file=file) or np.array_equal(arena.view(arena.place(i), 3), true_pixels(i))
+        arena.check(); pixel_files(folder)
+        arena.purge()
+
+def peak_bytes(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+
 def use_mutants(folder, data):
-    "Open cut and mutated files, read all that they say to have, and write"
+    "Open cut and mutated files, and such as promise more than there is"
     chunks,path,rng = offsets(data),the_file(folder),random.Random(2)
-    for k in range(400):
-        path.write_bytes(data[:rng.randint(0,len(data))] if k%4==0 else bytes(mutated(data, chunks, rng)))
-        arena,file = small_arena(folder)
-        for i in np.flatnonzero(arena.ready(np.arange(n_places))):
-            if (at := arena.place(i)) is not None: arena.view(at, 3).sum()
-        assert not arena.write(20, true_pixels(20), (99,88), 1, file=file) or np.array_equal(arena.view(arena.place(20), 3), true_pixels(20))
-        arena.check()
+    makers = (lambda: data[:rng.randint(0,len(data))]),(lambda: lone_head(rng)),*[lambda: mutated(data, chunks, rng)]*2
+    for k in range(800):
+        path.write_bytes(makers[k%4]())
+        if k%8==1: os.truncate(path, 4096+(1<<rng.choice((20,24,30))))  # all that is promised, as a hole
+        use_file(folder)
+        if k==40: before_bytes = peak_bytes()
         for o in folder.iterdir(): o.unlink()
+    assert peak_bytes()-before_bytes<60e6
 
 def test_mutated_and_cut_files_do_not_crash_a_process(tmp_path):
     assert ended_well(in_child(use_mutants, tmp_path, sample_file(tmp_path)))
+
+def use_promise(folder, head):
+    path = folder/pixel_file.file_name('{}')
+    for size in (4160,4096+(1<<30)):
+        path.write_bytes(crafted(*head)); os.truncate(path, size)
+        before_bytes = peak_bytes()
+        arena,file = small_arena(folder)
+        assert peak_bytes()-before_bytes<60e6
+        assert arena.write(0, true_pixels(0), (99,88), 1, file=file) and path.stat().st_size<1<<26
+        assert not arena.ready(np.arange(1,n_places)).any()
+
+@pytest.mark.parametrize('head', [(1<<45,10), (1<<30,1<<21), (1<<30,1<<23)])
+def test_a_small_file_that_promises_much_takes_little(tmp_path, head):
+    "As does one that has it, in holes"
+    assert ended_well(in_child(use_promise, tmp_path, head))
+
+def test_a_file_purged_more_often_than_can_be_is_made_anew(tmp_path, capsys):
+    path = tmp_path/pixel_file.file_name('{}')
+    path.write_bytes(crafted(64, 0, epoch=(1<<64)-1))
+    arena,file = small_arena(tmp_path)
+    assert 'its state is damaged' in capsys.readouterr().out and file.now[0]==0
+    arena.purge()
+    assert file.now[0]==1
+
+def test_a_head_alone_makes_room_for_the_next_chunk(tmp_path):
+    "One who is killed between the head of a chunk and its length leaves nothing that anybody waits for"
+    arena,file = small_arena(tmp_path)
+    assert arena.write(0, true_pixels(0), (99,88), 1, file=file)
+    end = file.path.stat().st_size
+    with open(file.path, 'ab') as f: f.write(pixel_file._pack_chunk(end, 1<<20, 100))
+    again = small_arena(tmp_path)
+    assert again[0].ready(np.arange(n_places)).sum()==1 and again[0].write(1, true_pixels(1), (99,88), 1, file=again[1])
+    assert small_arena(tmp_path)[0].ready(np.arange(3)).tolist()==[True,True,False]
+    for o in (arena,again[0]): o.check()
 
 def use_cut(photos, cache):
     dls = make(photos, cache, mode='preload')
@@ -458,6 +528,68 @@ def test_a_plan_that_does_not_fit_the_disk_can_be_raised(tmp_path, small_disk):
     photo_folder(tmp_path/'photos', 60, (300,225))
     with pytest.raises(MemoryError, match='free disk'): make(tmp_path/'photos', small_disk/'cache', size=128, on_full='raise')
 
+def test_a_folder_that_is_removed_while_it_is_in_use(tmp_path):
+    "The open file goes on, and so does all that asks how much room there is"
+    photo_folder(tmp_path/'photos', 10, size)
+    dls = make(tmp_path/'photos', tmp_path/'new'/'cache')
+    expected = one_pass(dls)
+    shutil.rmtree(tmp_path/'new')
+    assert dls.memory.budget_bytes>0 and 'may be taken' in str(dls.train.cache.plan()) and dls.train.cache.guard.budget()>0
+    assert same(one_pass(dls), expected) and dls.memory.misses==10
+    Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(32*32*3, 3)), cbs=MemoryCallback()).fit(1)
+    dls.purge()
+    assert same(one_pass(dls), expected) and dls.memory.n_cached==10
+
+def test_a_folder_that_is_not_there_yet_has_a_budget(tmp_path):
+    assert ImageCache(path=tmp_path/'a'/'b').guard.budget()>0 and not (tmp_path/'a').exists()
+
+@pytest.mark.parametrize('workers,uid', [(0,None),(2,None),(0,1234)], ids=['here','workers','of another'])
+def test_a_read_only_folder_is_used_as_it_is(tmp_path, small_disk, capsys, workers, uid):
+    "As input data of Kaggle: 20 images are in it, and one that is new comes from its source each time"
+    photo_folder(tmp_path/'photos', 20, size)
+    expected = one_pass(make(tmp_path/'photos', small_disk/'cache', workers=workers))
+    before = the_file(small_disk/'cache').read_bytes()
+    if uid: os.chown(the_file(small_disk/'cache'), uid, uid)
+    subprocess.run(['mount', '-o', 'remount,ro', small_disk], check=True)
+    capsys.readouterr()
+    dls = make(tmp_path/'photos', small_disk/'cache', workers=workers)
+    assert capsys.readouterr().out.count('is read-only')==1
+    assert dls.memory.n_cached==20 and dls.memory.budget_bytes==0 and same(one_pass(dls), expected) and dls.memory.misses==0
+    dls.train.cache.check()
+    photo(20, size).save(tmp_path/'photos'/'a'/'020.jpg')
+    dls = make(tmp_path/'photos', small_disk/'cache', workers=workers)
+    dls.preload()
+    assert (dls.memory.n_cached,dls.memory.n_items)==(20,21) and len(one_pass(dls))==3
+    dls.train.cache.check()
+    assert dls.purge()==0 and len(one_pass(dls))==3 and the_file(small_disk/'cache').read_bytes()==before
+    fastmem_cache('ls', small_disk/'cache')
+    with pytest.raises(SystemExit, match='Read-only'): fastmem_cache('rm', small_disk/'cache')
+
+def test_a_read_only_folder_without_a_file_is_refused(tmp_path, small_disk):
+    photo_folder(tmp_path/'photos', 4, size)
+    (small_disk/'cache').mkdir()
+    (small_disk/'damaged').mkdir(); (small_disk/'damaged'/pixel_file.file_name('{}')).write_text('Dear diary')
+    subprocess.run(['mount', '-o', 'remount,ro', small_disk], check=True)
+    for o,why in dict(cache='is not there', new="can't be made").items():
+        with pytest.raises(PermissionError, match=f'{small_disk/o}.*{why}.*a folder that you may write to'): make(tmp_path/'photos', small_disk/o)
+    with pytest.raises(PermissionError, match=f'{small_disk/"damaged"}.*no file of fastmem.*a folder that you may write to'): small_arena(small_disk/'damaged')
+
+def test_a_path_that_is_no_folder_is_refused(tmp_path):
+    photo_folder(tmp_path/'photos', 10, size)
+    (tmp_path/'a_file').write_text('x'); (tmp_path/'dangling').symlink_to(tmp_path/'nothing'); (tmp_path/'folder').mkdir(); (tmp_path/'link').symlink_to(tmp_path/'folder')
+    for o in ('a_file','dangling','a_file/below'):
+        with pytest.raises(NotADirectoryError, match=f'{tmp_path/o} is no folder: give `path`'): make(tmp_path/'photos', tmp_path/o)
+    assert (tmp_path/'a_file').read_text()=='x' and len(one_pass(make(tmp_path/'photos', tmp_path/'link')))==2
+
+def test_what_is_in_the_file_already_fits(tmp_path, small_disk):
+    "Though the disk has no room for it a second time"
+    photo_folder(tmp_path/'photos', 40, size)
+    dls = make(tmp_path/'photos', small_disk/'cache', mode='preload', size=64)
+    with contextlib.suppress(OSError), open(small_disk/'other', 'wb', buffering=0) as f:
+        while True: f.write(bytes(4096))
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(64*64*3, 3)))
+    assert dls.memory.n_cached==40 and learn.memory_plan(n_steps=1, n_timed=0).fits
+
 def test_only_the_owner_may_read_it(tmp_path):
     photo_folder(tmp_path/'photos', 4, size)
     old = os.umask(0)
@@ -486,9 +618,22 @@ def test_ls_and_rm(tmp_path, capsys):
     assert 'no pixel files' in run('ls')
     assert same(one_pass(dls), expected) and dls.memory.misses==10, 'who has the file open goes on with it'
 
+def cache_program(*args): return subprocess.run([Path(sys.executable).parent/'fastmem-cache', *args], capture_output=True, text=True)
+
 def test_a_wrong_folder_is_one_line(tmp_path):
-    res = subprocess.run([Path(sys.executable).parent/'fastmem-cache', 'ls', tmp_path/'nowhere'], capture_output=True, text=True)
-    assert res.returncode==1 and 'fastmem-cache: no folder' in res.stderr and 'Traceback' not in res.stderr
+    (tmp_path/'a_file').write_text('x'); (tmp_path/'dangling').symlink_to(tmp_path/'nothing')
+    for o in ('nowhere','a_file','dangling'):
+        res = cache_program('ls', tmp_path/o)
+        assert res.returncode==1 and f'fastmem-cache: no folder {tmp_path/o}' in res.stderr.splitlines()[-1] and 'Traceback' not in res.stderr
+
+@pytest.mark.parametrize('text', ['[1]','null','{"size":5}','{"size":["a",2]}','{"cls":3}','{"method":[]}','{"cls":"a.\\u001b[2J"}','['*1900,'{"a":'*300,'9'*1900,'NaN','{'],
+                         ids=lambda o: o[:12])
+def test_a_hostile_recipe_is_listed_and_removed(tmp_path, capsys, text):
+    (tmp_path/'fastmem-x.fmc').write_bytes(crafted(64, 0, text=text))
+    fastmem_cache('ls', tmp_path)
+    assert 'fastmem-x.fmc' in (out := capsys.readouterr().out) and 'no recipe' in out and '\x1b' not in out
+    fastmem_cache('rm', tmp_path)
+    assert not list(tmp_path.iterdir())
 
 def test_a_source_that_changes_while_it_is_in_use_is_read_again(tmp_path):
     "And the next cache finds what it is now"
