@@ -19,6 +19,7 @@ from fastcore.all import *
 
 from .guard import *
 from .pixel_file import *
+from .pixel_file import fcntl
 
 # %% ../nbs/02_arena.ipynb #367f364f
 _max_items,_max_processes,_max_files = 1<<26,1<<16,64
@@ -149,7 +150,6 @@ def _attach(fd, guard, files):
 @contextmanager
 def _alone(fd):
     "Exclude all other processes that lock `fd`; the kernel lets go for one that is killed"
-    import fcntl  # Windows has none, where the rest of fastmem can be imported all the same
     fcntl.lockf(fd, fcntl.LOCK_EX, 1)
     try: yield
     finally: fcntl.lockf(fd, fcntl.LOCK_UN, 1)

@@ -97,9 +97,8 @@ def plan_loaders(
     columns = [o for dl in dls.loaders for o in image_columns(dl).values()]
     cache = getattr(dls.loaders[0], 'cache', None)
     guard,held_bytes = (cache.guard,cache.held_bytes) if cache else (shared_guard(),0)
-    files = {r: [f for o in columns if o.recipe==r for f in o.files() if is_path(f)] for r in {o.recipe:0 for o in columns}}
-    plans = [probe(o, recipe=r, guard=guard, n_timed=n_timed, held_bytes=held_bytes) for r,o in files.items() if o]
-    return sum_plans(plans, guard, held_bytes)._replace(warnings=tuple(_plan_warnings(dls.loaders[0], columns)))
+    plans = plan_columns(columns, guard, n_timed, held_bytes)
+    return sum_plans([*plans.values()], guard, held_bytes)._replace(warnings=tuple(_plan_warnings(dls.loaders[0], columns)))
 
 # %% ../nbs/05a_learner.ipynb #d1e5b013
 def _load_s(dl, n):

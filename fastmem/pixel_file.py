@@ -10,7 +10,7 @@ __all__ = ['version', 'align_bytes', 'record_dtype', 'free_disk_bytes', 'DiskGua
            'open_pixel_file', 'PixelFile', 'FileInfo', 'pixel_files']
 
 # %% ../nbs/01a_pixel_file.ipynb #7495a5c4
-import errno, fcntl, hashlib, json, os, stat, struct, time, weakref, zlib
+import errno, hashlib, json, os, stat, struct, time, weakref, zlib
 from contextlib import contextmanager
 from multiprocessing import context, reduction
 from typing import NamedTuple
@@ -19,6 +19,9 @@ import numpy as np
 from fastcore.all import *
 
 from .guard import *
+
+try: import fcntl
+except ImportError: fcntl = None  # on Windows; a path is refused there with the rest of what needs Linux
 
 # %% ../nbs/01a_pixel_file.ipynb #36c4d9a7
 def free_disk_bytes(

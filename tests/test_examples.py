@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from fastmem.all import *
-from pathlib import Path
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder

@@ -647,3 +647,13 @@ def test_a_source_that_changes_while_it_is_in_use_is_read_again(tmp_path):
     assert dls.refresh()==[str(changed)] and is_red(dls) and dls.memory.check()==[]
     again = make_dls(8).in_memory(cache=ImageCache(path=tmp_path/'cache'))
     assert again.memory.n_cached==len(files) and is_red(again) and again.memory.misses==0
+
+def test_one_folder_holds_many_sizes(tmp_path):
+    "Each has a file, and a part of the address space that its disk could fill"
+    photo_folder(tmp_path/'images', 4, size=(60,50))
+    cache = ImageCache(MemoryGuard(), path=tmp_path/'pixels')
+    for size in range(16, 40):
+        dls = ImageDataLoaders.from_folder(tmp_path/'images', valid_pct=.5, bs=2, item_tfms=Resize(size), num_workers=0, device='cpu').in_memory(cache=cache, mode='preload')
+        assert dls.memory.cached_frac==1
+    assert len(list((tmp_path/'pixels').iterdir()))==24
+    cache.check()
