@@ -247,7 +247,7 @@ def check_word(name, value, words):
 class MemDL(TfmdDL):
     "A `TfmdDL` that reads its images through an `ImageCache`"
     stock_cls,cache,columns,targets,options,_why,_worker_random = TfmdDL,None,{},{},{},None,None
-    _sample = None # of the targets, once it was taken
+    _sample,_ran = None,False # of the targets, once it was taken; whether all batches in flight have been there at a time
 
     @delegates(TfmdDL.__init__)
     def __init__(self,

@@ -6,10 +6,10 @@ Docs: https://fastmem.github.io/fastmem/guard.html.md"""
 
 # %% auto #0
 __all__ = ['human_bytes', 'memory_limits', 'available_memory', 'total_memory', 'address_space_bytes', 'memory_pressure_frac',
-           'default_reserve_bytes', 'MemoryGuard', 'shared_guard']
+           'default_reserve_bytes', 'MemoryGuard', 'trim_heap', 'shared_guard']
 
 # %% ../nbs/00_guard.ipynb #738a32fc
-import re, threading, time
+import ctypes, re, threading, time
 from pathlib import Path
 from weakref import WeakKeyDictionary, WeakSet, ref
 
@@ -164,9 +164,13 @@ class MemoryGuard:
         "Bytes that batches are about to take"
         return max((a.coming_bytes for a in self.arenas), default=0)
     @property
+    def is_pressed(self)->bool:
+        "Whether tasks wait for memory"
+        return memory_pressure_frac()>=_pressed_frac
+    @property
     def wanted_bytes(self)->int:
         "Bytes to leave free now: the reserve, twice where tasks wait for memory"
-        return self.reserve_bytes*(2 if memory_pressure_frac()>=_pressed_frac else 1)
+        return self.reserve_bytes*(2 if self.is_pressed else 1)
 
     def limits(self)->dict:
         "{what limits: bytes that caches may still take under it}"
@@ -212,14 +216,14 @@ def expect(self:MemoryGuard,
 @patch
 def shortfall(self:MemoryGuard,
     need_bytes:int=0, # What is about to be taken by others
-)->int: # Bytes; 0 while half of the reserve is free
-    "Bytes that caches should give back now for the reserve to become whole, once half of it is gone"
-    left_bytes,wanted_bytes = available_memory()-need_bytes,self.wanted_bytes
-    self.short = left_bytes < (wanted_bytes if self.short else wanted_bytes//2)
+)->int: # Bytes; 0 while half of the reserve is free, or all of it where tasks wait for memory
+    "Bytes that caches should give back now for the reserve to become whole"
+    left_bytes,reserve_bytes = available_memory()-need_bytes,self.reserve_bytes
+    self.short = left_bytes < (reserve_bytes if self.short or self.is_pressed else reserve_bytes//2)
     if not self.short: return 0
-    missing_bytes = wanted_bytes-left_bytes
-    if need_bytes or left_bytes<wanted_bytes//4: return missing_bytes
-    return min(missing_bytes, max(missing_bytes//2, wanted_bytes//8))
+    missing_bytes = reserve_bytes-left_bytes
+    if need_bytes or left_bytes<reserve_bytes//4: return missing_bytes
+    return min(missing_bytes, max(missing_bytes//2, reserve_bytes//8))
 
 @patch
 def is_roomy(self:MemoryGuard)->bool:
@@ -238,12 +242,18 @@ def give_back(self:MemoryGuard,
     self.given_bytes += given_bytes
     return given_bytes
 
+def trim_heap():
+    "Have the C library give back what it holds and nobody uses: after some rounds of large batches that may be hundreds of MB"
+    if trim := getattr(ctypes.CDLL(None), 'malloc_trim', None): trim(0)  # glibc has it
+
 @patch
 def look(self:MemoryGuard,
     need_bytes:int=0, # What is about to be taken by others
 )->bool: # Whether the reserve is touched
-    "Have caches give back what is missing, or let them grow again"
-    if short_bytes := self.shortfall(need_bytes): self.give_back(short_bytes)
+    "Have caches give back what is missing, once the heap has, or let them grow again"
+    was_short,short_bytes = self.short,self.shortfall(need_bytes)
+    if short_bytes and not was_short: trim_heap(); short_bytes = self.shortfall(need_bytes)
+    if short_bytes: self.give_back(short_bytes)
     elif any(a.is_full for a in self.arenas) and self.is_roomy():
         for a in self.arenas: a.is_full = False
     return available_memory()<self.reserve_bytes

@@ -397,7 +397,7 @@ def __iter__(self:MemDL):
     self._start_epoch()
     self._begun,workers,batches = True,self.fake_l.num_workers,super(MemDL, self).__iter__()
     if workers and self._in_process(): batches = self._in_this_process(batches, workers)
-    elif self.columns: self.cache.guard.look(self.in_flight_bytes())
+    elif self.columns: self.cache.guard.look(self.in_flight_bytes() if workers or not self._ran else 0)  # workers give back what they took
     if self.columns: self.cache.guard.watch()
     yield from (self._watched(batches) if self.columns else batches)
 
@@ -461,7 +461,7 @@ def _watched(self:MemDL, batches):
     guard,n_bytes,n_ahead = self.cache.guard,self.in_flight_bytes(),self._n_ahead()
     try:
         for i,b in enumerate(batches):
-            if i==n_ahead: guard.expect(self, n_bytes, 'taken')
+            if i==n_ahead: guard.expect(self, n_bytes, 'taken'); self._ran = True
             tell_given(self.cache)
             yield b
     finally: guard.expect(self, n_bytes)

@@ -88,7 +88,7 @@ def test_pressure_is_some_avg10(tmp_path, text, frac):
     if text is not None: tree(tmp_path, {'proc/pressure/memory': text})
     assert memory_pressure_frac(tmp_path)==frac
 
-def test_under_pressure_the_reserve_counts_twice(monkeypatch):
+def test_under_pressure_caches_grow_only_beyond_twice_the_reserve(monkeypatch):
     monkeypatch.setattr('fastmem.guard.memory_limits', lambda root='/': {'host RAM': 1000})
     guard,pressed = MemoryGuard(reserve_bytes=300),.0
     monkeypatch.setattr('fastmem.guard.memory_pressure_frac', lambda: pressed)
@@ -96,8 +96,11 @@ def test_under_pressure_the_reserve_counts_twice(monkeypatch):
     pressed = .1
     assert (guard.budget(),guard.shortfall())==(400,0)
     monkeypatch.setattr('fastmem.guard.memory_limits', lambda root='/': {'host RAM': 290})
-    assert guard.shortfall()>0, 'what would be half of it is gone'
+    assert (guard.budget(),guard.shortfall())==(0,10), 'as soon as it is touched'
+    monkeypatch.setattr('fastmem.guard.memory_limits', lambda root='/': {'host RAM': 310})
+    assert (guard.budget(),guard.shortfall())==(0,0), 'nothing grows, and nothing is given back while the reserve is free'
     pressed = .0
+    monkeypatch.setattr('fastmem.guard.memory_limits', lambda root='/': {'host RAM': 290})
     assert MemoryGuard(reserve_bytes=300).shortfall()==0
 
 limited = '''
@@ -226,6 +229,21 @@ def test_marks(monkeypatch):
     assert guard.shortfall(need_bytes=60)==60, 'workers start at once'
     def roomy(left): machine.others_bytes = 1000-left; return guard.is_roomy()
     assert [roomy(o) for o in (100,149,150,151)]==[False,False,False,True]
+
+def test_the_heap_gives_first(monkeypatch):
+    "What the C library holds and nobody uses is asked for once a shortage; images go where that is not enough"
+    machine,trims = Machine(1_000_000_000, monkeypatch),[]
+    guard = MemoryGuard(reserve_bytes=100_000_000)
+    box = Box(machine, guard, 10**12)
+    for _ in range(100): box.live()
+    held,free_heap = box.used_bytes,90_000_000
+    def trim(): trims.append(1); machine.others_bytes -= min(free_heap, machine.others_bytes)
+    monkeypatch.setattr('fastmem.guard.trim_heap', trim)
+    machine.others_bytes = 80_000_000; guard.look()
+    assert (len(trims),box.used_bytes,machine.others_bytes)==(1,held,0), 'the heap had enough'
+    free_heap,machine.others_bytes = 0,80_000_000
+    for _ in range(20): guard.look()
+    assert len(trims)==2 and box.used_bytes<held and machine.free_bytes>=100_000_000
 
 @pytest.mark.parametrize('total_bytes,others_bytes', [(12.7e9,1.5e9), (2e9,.6e9)], ids=['colab','container'])
 def test_the_reserve_leaves_colab_and_a_small_container_usable(monkeypatch, total_bytes, others_bytes):

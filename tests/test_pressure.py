@@ -1,6 +1,6 @@
 "Memory that somebody else takes while two workers and the main process read: in a real cgroup, and on a host that is made up"
 import json, time, uuid
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def loader(guard=None, cache=None, **kwargs):
     return dls.train
 def checked(dl):
     for x,y in dl:
-        wanted = torch.tensor([int(dl.vocab[i]) for i in y]).view(-1,1,1,1)
+        wanted = torch.tensor([int(dl.vocab[i]) for i in y], dtype=torch.uint8).view(-1,1,1,1)  # of the same type: a comparison takes no more memory
         assert (x.as_subclass(torch.Tensor)==wanted).all(), 'a pixel of another image, or of none'
         yield len(y)
 def n_cached(cache): return cache.n_bytes()[0]
@@ -143,7 +143,7 @@ def test_two_notebooks_settle_on_shares(tmp_path, cgroup):
     group,names = cgroup(1_600_000_000),[tmp_path/'a',tmp_path/'b']
     for o in names: o.mkdir()
     def run(me, other): return json.loads(run_program(me, notebook, group, tmp_path/'images', me/'is', other/'is', timeout_s=120).splitlines()[-1])
-    with ThreadPoolExecutor(2) as pool: res = list(pool.map(run, names, names[::-1]))
+    with futures.ThreadPoolExecutor(2) as pool: res = list(pool.map(run, names, names[::-1]))
     late = [o['seen'][len(o['seen'])//2:] for o in res]
     print([f"{o[-1][0]} of 960 kept, {o[-1][1]} generations, {min(a for *_,a in o)/1e6:.0f} MB free at least" for o in late])
     assert all(0<o[-1][0]<960 for o in late), 'both keep some, and not all'
