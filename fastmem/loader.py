@@ -397,7 +397,7 @@ def __iter__(self:MemDL):
     self._start_epoch()
     self._begun,workers,batches = True,self.fake_l.num_workers,super(MemDL, self).__iter__()
     if workers and self._in_process(): batches = self._in_this_process(batches, workers)
-    elif self.columns: self.cache.guard.look(self.in_flight_bytes() if workers or not self._ran else 0)  # workers give back what they took
+    elif self.columns and (workers or not self._ran): self.cache.guard.look(self.in_flight_bytes())  # workers give back what they took
     if self.columns: self.cache.guard.watch()
     yield from (self._watched(batches) if self.columns else batches)
 
