@@ -12,6 +12,7 @@ __all__ = ['on_randoms', 'words', 'encode_sample', 'decode_sample', 'random_numb
 import importlib, json, operator, os, random, sys, time
 from contextlib import contextmanager
 from enum import Enum
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -167,6 +168,9 @@ def _pieces(data, start, sizes):
         yield data[start:start+n]
         start += n+len(_padding(n))
 
+_short_bytes = 1000
+_short_head = lru_cache(maxsize=1024)(json.loads)  # many samples differ in their pixels alone
+
 def decode_sample(
     data, # From `encode_sample`, or a copy of it
 ): # A sample that is the caller's own
@@ -174,7 +178,8 @@ def decode_sample(
     data = np.frombuffer(data, np.uint8)
     if not data.flags.writeable: data = data.copy()  # PyTorch has no read-only tensors
     n_head = int.from_bytes(data[:_align_bytes].tobytes(), 'little')
-    node,sizes = json.loads(data[_align_bytes:_align_bytes+n_head].tobytes())
+    head = data[_align_bytes:_align_bytes+n_head].tobytes()
+    node,sizes = _short_head(head) if n_head<=_short_bytes else json.loads(head)
     return _value(node, _pieces(data, _align_bytes+n_head+len(_padding(n_head)), sizes))
 
 # %% ../nbs/07_dataset.ipynb #15939378

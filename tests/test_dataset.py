@@ -245,7 +245,8 @@ if __name__=='__main__':
     method,folder = sys.argv[1:]
     ds = CachedDataset(Files(folder), transform=Add())
     whole = DatasetFolder(folder+'/..', loader=cached(torch.load), extensions=('.pt',))
-    dl = DataLoader(ConcatDataset([*random_split(ds, [30,10]), whole]), batch_size=8, num_workers=2 if method=='fork' else 1, multiprocessing_context=method)
+    workers = dict(num_workers=2) if method=='fork' else dict(num_workers=1, persistent_workers=True)  # each that is not forked imports fastai
+    dl = DataLoader(ConcatDataset([*random_split(ds, [30,10]), whole]), batch_size=8, multiprocessing_context=method, **workers)
     assert len(seen(dl))==80
     shutil.rmtree(folder)
     assert len(seen(dl))==80
