@@ -11,8 +11,8 @@ warnings.filterwarnings('ignore', category=FutureWarning, module='torch')
 root = Path(__file__).parents[1]
 
 def _is_helper(process):
-    "Whether it is one of multiprocessing's own, which stay, or has ended meanwhile"
-    try: return any(o in ' '.join(process.cmdline()) for o in ('resource_tracker','forkserver'))
+    "Whether it is one of multiprocessing's own, or `ready.py`, which stay, or has ended meanwhile"
+    try: return any(o in ' '.join(process.cmdline()) for o in ('resource_tracker','forkserver','ready.py'))
     except psutil.Error: return True
 
 @pytest.fixture(autouse=True)

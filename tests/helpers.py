@@ -1,5 +1,6 @@
 "What tests share: small images on disk, the batches of a run, and how alike two of them are"
-import os, random, subprocess, sys
+import json, os, random, subprocess, sys
+from contextlib import contextmanager
 from functools import lru_cache
 
 from fastai.vision.all import *
@@ -48,11 +49,32 @@ class Inverted(RandTransform):
     "A random item transform that fastmem does not know"
     def encodes(self, x:PILImage): return PILImage(x.point(lambda o: 255-o)) if random.random()<.5 else x
 
+environ = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(Path(__file__).parent)}
+
 def run_program(tmp_path, code, *args, timeout_s=300):
     "Run `code` with `args` in a Python of its own, which has to end well; what it printed"
-    program = tmp_path.parent/f'{tmp_path.name}.py'; program.write_text(code)  # a file, for spawned workers to import
-    res = subprocess.run([sys.executable, '-W', 'ignore', program, *args], capture_output=True, text=True, timeout=timeout_s,
-                         env={**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(Path(__file__).parent)})
-    program.unlink()
+    with _program(tmp_path, code) as program:
+        res = subprocess.run([sys.executable, '-W', 'ignore', program, *args], capture_output=True, text=True, timeout=timeout_s, env=environ)
     assert res.returncode==0, res.stdout+res.stderr
     return res.stdout
+
+@contextmanager
+def _program(tmp_path, code):
+    program = tmp_path.parent/f'{tmp_path.name}.py'  # a file, for spawned workers to import
+    program.write_text(code)
+    try: yield program
+    finally: program.unlink()
+
+@lru_cache
+def _ready():
+    program = Path(__file__).with_name('ready.py')
+    return subprocess.Popen([sys.executable, '-W', 'ignore', program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
+
+def run_forked(tmp_path, code, *args, folder='.', timeout_s=300):
+    "As `run_program`, sooner, where it does not matter that fastai is imported already and that memory is shared with a parent; errors are in what it printed, too"
+    out = tmp_path/'printed'
+    with _program(tmp_path, code) as program:
+        print(json.dumps(dict(argv=[str(o) for o in (program,*args)], out=str(out), folder=str(folder), timeout_s=timeout_s)), file=_ready().stdin, flush=True)
+        status = int(_ready().stdout.readline())
+    assert status==0, f'{status}: {out.read_text()}'
+    return out.read_text()

@@ -4,7 +4,7 @@ import contextlib, gc, shutil
 import pytest
 from fastai.vision.all import *
 from fastmem.all import *
-from helpers import photo_folder, run_program
+from helpers import photo_folder, run_forked
 
 def make(path, size=32, bs=4, seed=1, workers=0, **kwargs):
     return ImageDataLoaders.from_folder(path, valid_pct=.25, seed=seed, item_tfms=Resize(size), bs=bs, num_workers=workers, device='cpu', **kwargs)
@@ -198,4 +198,4 @@ def test_a_learner_with_the_callback_is_exported_without_images(tmp_path):
         learn.export(tmp_path/f'{name}.pkl')
         learn.fit(1)
         assert learn.recorder.metric_names[-3:]==['hit_rate','free_gb','time'], 'and it goes on'
-    run_program(tmp_path, without_fastmem, tmp_path/'whole.pkl', tmp_path/'interrupted.pkl')
+    run_forked(tmp_path, without_fastmem, tmp_path/'whole.pkl', tmp_path/'interrupted.pkl')

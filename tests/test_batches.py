@@ -7,7 +7,7 @@ from fastmem.all import *
 from fastmem.loader import FloatPipeline, TargetColumn
 from fastmem.arena import BatchMemory
 from fasttransform import Pipeline
-from helpers import Inverted, batches, photo, photo_folder, psnr, random_states, run_program
+from helpers import Inverted, batches, photo, photo_folder, psnr, random_states, run_forked
 
 def make(path, item_tfms=None, blocks=(ImageBlock,CategoryBlock), get_y=parent_label, bs=8, **kwargs):
     set_seed(0)
@@ -234,7 +234,7 @@ check()
 
 def test_types_that_a_user_adds_to_a_transform_are_seen(tmp_path):
     "`@Normalize def encodes` is how fastai has it extended; in a process of its own, since it can't be taken back"
-    run_program(tmp_path, extended)
+    run_forked(tmp_path, extended)
 
 # --- targets ---
 

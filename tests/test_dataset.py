@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset, RandomSampler, Subset, random_split
 from torchvision import tv_tensors
-from helpers import photo, run_program
+from helpers import photo, run_forked, run_program
 
 # --- a sample round-trips ---
 
@@ -255,7 +255,7 @@ if __name__=='__main__':
 '''
 
 @pytest.mark.parametrize('method', ['fork','spawn'])
-def test_after_one_pass_the_folder_may_go(folder, tmp_path, method): run_program(tmp_path, spawned, method, folder)
+def test_after_one_pass_the_folder_may_go(folder, tmp_path, method): run_forked(tmp_path, spawned, method, folder)
 
 one_copy = '''
 import sys, psutil, torch, numpy as np
@@ -519,7 +519,7 @@ ds.cache.check()
 '''
 
 def test_a_killed_worker_leaves_the_cache_whole(folder, tmp_path):
-    run_program(tmp_path, killed, folder, timeout_s=120)  # in a program of its own: PyTorch raises a worker's death wherever Python is at the time
+    run_forked(tmp_path, killed, folder, timeout_s=120)  # in a program of its own: PyTorch raises a worker's death wherever Python is at the time
 
 # --- a loader function ---
 

@@ -1,5 +1,5 @@
 "All of fastai still works: what users do with DataLoaders and a Learner, on fastmem's"
-import os, shutil, subprocess, sys
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 from fastai.vision.all import *
 from fastmem import cache as cache_module
 from fastmem.all import *
-from helpers import photo, photo_folder
+from helpers import photo, photo_folder, run_forked
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
@@ -144,7 +144,7 @@ for name in ('mem','block'):
     assert res[0] in 'abc' and type(learn.dls.train) is TfmdDL, res
 '''
     # the model's class lives in nn, the metric in fastai: nothing of this file is needed
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
+    run_forked(tmp_path, code)
 
 # --- one cache for many ---
 

@@ -8,7 +8,7 @@ from fastmem.all import *
 from fastmem.cache import could_make
 from fastmem.cli import fastmem_cache
 from fastmem.pixel_file import *
-from helpers import photo, photo_folder, batches, run_program
+from helpers import photo, photo_folder, batches, run_forked, run_program
 import test_guard
 
 cgroup_700mb = test_guard.cgroup_700mb
@@ -64,7 +64,7 @@ if __name__=='__main__':
 def test_the_second_run_is_warm_and_opens_no_source(tmp_path):
     photo_folder(tmp_path/'photos', 40, size)
     torch.save({w: one_pass(make(tmp_path/'photos', tmp_path/'cache', workers=w)) for w in (0,2)}, tmp_path/'expected')
-    run_program(tmp_path, second_run, tmp_path/'photos', tmp_path/'cache', tmp_path/'expected')
+    run_forked(tmp_path, second_run, tmp_path/'photos', tmp_path/'cache', tmp_path/'expected')
 
 spawned = '''
 import torch.multiprocessing as mp, sys
@@ -87,7 +87,7 @@ if __name__=='__main__':
 
 def test_spawned_workers_fill_the_file(tmp_path):
     photo_folder(tmp_path/'photos', 40, size)
-    run_program(tmp_path, spawned, tmp_path/'photos', tmp_path/'cache')
+    run_forked(tmp_path, spawned, tmp_path/'photos', tmp_path/'cache')
 
 def test_a_changed_source_is_read_again_and_a_deleted_one_is_forgotten(tmp_path):
     files = photo_folder(tmp_path/'photos', 20, size)

@@ -1,8 +1,9 @@
 "The house: imports go one way, the notebooks run, functions stay small"
-import ast, os, subprocess, sys
+import ast, subprocess, sys
 from pathlib import Path
 
 import pytest
+from helpers import run_forked
 
 root = Path(__file__).parents[1]
 house = ['guard','plan','pixel_file','arena','cache','block','loader','learner','image_list','dataset','cli']
@@ -47,7 +48,4 @@ for c in classes:
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
 
 @pytest.mark.parametrize('nb', sorted(str(o.relative_to(root)) for o in (root/'nbs').rglob('*.ipynb') if not any(p[0] in '._' for p in o.relative_to(root).parts)))
-def test_notebook(nb):
-    res = subprocess.run([str(Path(sys.executable).parent/'nbdev-test'), nb], cwd=root, capture_output=True, text=True,
-                         env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''})
-    assert res.returncode==0, res.stdout+res.stderr
+def test_notebook(tmp_path, nb): run_forked(tmp_path, 'from nbdev.test import nbdev_test; nbdev_test()', nb, folder=root)

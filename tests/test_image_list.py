@@ -6,7 +6,7 @@ import pytest
 from fastai.vision.all import *
 from fastai.vision.gan import InvisibleTensor
 from fastmem.all import *
-from helpers import batches, photo, photo_folder, run_program
+from helpers import batches, photo, photo_folder, run_forked
 
 n_files = 24
 
@@ -321,7 +321,7 @@ def test_learners_are_exported_without_fastmem(path, tmp_path):
         file = data.train_ds.items[0]
         with learn.no_bar(): want.append(learn.get_preds(dl=data.test_dl([file]))[0].tolist())
         learn.export(tmp_path/f'{label}.pkl')
-    res = run_program(tmp_path, program, file, tmp_path/'re.pkl', tmp_path/'tags.pkl')
+    res = run_forked(tmp_path, program, file, tmp_path/'re.pkl', tmp_path/'tags.pkl')
     assert np.allclose([json.loads(o) for o in res.splitlines() if o.startswith('[[')], want, atol=1e-5)
 
 def test_a_learner_with_nothing_to_validate_on(path):
