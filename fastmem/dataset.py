@@ -6,10 +6,10 @@ Docs: https://fastmem.github.io/fastmem/dataset.html.md"""
 
 # %% auto #0
 __all__ = ['on_randoms', 'words', 'encode_sample', 'decode_sample', 'random_numbers_kept', 'check_alike', 'SampleCache',
-           'SampleStats', 'CachedDataset', 'CachedLoader', 'cached']
+           'SampleStats', 'CachedDataset', 'as_it_was', 'CachedLoader', 'cached']
 
 # %% ../nbs/07_dataset.ipynb #a506fa25
-import importlib, json, operator, os, random, sys, time
+import importlib, itertools, json, operator, os, random, sys, time
 from contextlib import contextmanager
 from enum import Enum
 from functools import lru_cache
@@ -66,8 +66,7 @@ def _tensor_node(x, name, parts):
 def _tensor(parts, dtype, shape, where, attrs):
     data,dtype = next(parts),getattr(torch, dtype)
     x = torch.from_numpy(data).view(dtype).reshape(shape).clone()
-    if where is None: return x
-    x = x.as_subclass(_class_of(where))
+    if where is not None: x = x.as_subclass(_class_of(where))
     if attrs: vars(x).update(_value(attrs, parts))
     return x
 
@@ -225,7 +224,9 @@ class SampleCache:
         cache:ImageCache=None, # A cache to share, of another dataset or of images; a new one if `None`
         on_full:str='partial', # What does not fit: 'partial' streams the rest, 'stream' streams all, 'raise' raises `MemoryError`
         on_random:str='raise', # A sample that differs when it is read again: 'raise' a `ValueError`, or 'freeze' it as it is read first
+        **others # None
     ):
+        if others: raise TypeError(f"samples have no option {first(others)!r}: there are mode, guard, cache, on_full and on_random")
         check_guard(cache, guard)
         self.options = dict(mode=mode, on_full=on_full, on_random=on_random)
         for (name,value),known in zip(self.options.items(), (modes,on_fulls,on_randoms)): check_word(name, value, known)
@@ -238,12 +239,12 @@ class SampleCache:
         return not (self.options['mode']=='stream' or self.cache.verdict=='stream' or header['full'] or header['paused'])
 
     def put(self, place, sample, stamp=0):
-        "The bytes of `sample` if they were kept, else `None`"
-        if place<0 or not self.keeps: return None
+        "The bytes of `sample`, which are kept if they may be"
         data = encode_sample(sample)
-        kept = self.cache.keep_bytes(place, data, stamp=stamp)
-        if self.cache.arena.header['full']: tell_full(self.cache, words)
-        return data if kept else None
+        if place>=0 and self.keeps:
+            self.cache.keep_bytes(place, data, stamp=stamp)
+            if self.cache.arena.header['full']: tell_full(self.cache, words)
+        return data
 
     def find(self, places):
         "For each of `places`, [the sample] or [] if there is none"
@@ -251,9 +252,8 @@ class SampleCache:
         return [[] if o is None else [decode_sample(o)] for o in self.cache.read_all_bytes(np.array(places, np.int64))]
 
     def keep(self, place, sample, stamp=0):
-        "`sample` as a hit will give it, or itself if it can't be kept"
-        data = self.put(place, sample, stamp)
-        return sample if data is None else decode_sample(data)
+        "`sample` as a hit gives it: a copy, whether it is kept or not"
+        return decode_sample(self.put(place, sample, stamp))
 
     def purge(self)->int: return self.cache.purge(pause=self.options['mode']=='preload')
 
@@ -320,6 +320,33 @@ class CachedDataset(GetAttr, Dataset):
         return f'CachedDataset of {type(self.dataset).__name__}: {m.n_items:,} samples, {m.n_cached:,} in memory ({human_bytes(m.cached_bytes)})'
 
 # %% ../nbs/07_dataset.ipynb #d731672a
+def _datasets_in(o, seen):
+    "`o` and the datasets that it wraps"
+    if id(o) in seen or not hasattr(o, '__dict__'): return
+    seen.add(id(o)); yield o
+    for v in list(vars(o).values()):
+        many = v if type(v) in (list,tuple) and v and isinstance(v[0], Dataset) else [v]
+        for p in many:
+            if isinstance(p, Dataset): yield from _datasets_in(p, seen)
+
+_plain_data = type(None),bool,int,float,complex,str,bytes,os.PathLike,np.ndarray,np.generic,torch.Tensor,Image.Image
+
+def _may_be_open(o):
+    "Whether `o` is, or holds, more than data: it may be an open file, or have one"
+    if isinstance(o, (dict,list,tuple,set)): return any(map(_may_be_open, itertools.islice(o.values() if isinstance(o, dict) else o, 100)))
+    return not isinstance(o, _plain_data)
+
+@contextmanager
+def as_it_was(dataset):
+    "Have `dataset`, and those that it wraps, forget what they open meanwhile: forked workers that share an open file move each other's position in it"
+    states = [(vars(o), dict(vars(o)), [v for v in vars(o).values() if type(v) in (dict,list,set) and not v]) for o in _datasets_in(dataset, set())]
+    try: yield
+    finally:
+        for now,before,empty in states:
+            if not any(_may_be_open(v) for k,v in now.items() if v is not before.get(k) or any(v is o for o in empty)): continue
+            now.clear(); now.update(before)
+            for o in empty: o.clear()
+
 _n_checked,_n_surely,_check_s = 8,3,1.
 
 @patch
@@ -335,7 +362,7 @@ def _reserve(self:CachedDataset):
     "Places for all samples, with the plan made from a few"
     n,options,sizes,start_s = len(self),self._kept.options,[],time.perf_counter()
     if options['mode']=='stream': return Reserved(0, 0, 'as bytes')
-    with random_numbers_kept():
+    with random_numbers_kept(), as_it_was(self.dataset):
         for i in range(0, n, max(1, -(-n//_n_checked))):
             if len(sizes)<_n_surely or time.perf_counter()-start_s<_check_s: sizes += self._check_sample(i)
     mean,error = (np.mean(sizes),np.std(sizes)/np.mean(sizes)/len(sizes)**.5) if sizes else (0,0)
@@ -387,7 +414,8 @@ def preload(self:CachedDataset,
     cache.resume(); decide(cache, kept.options, words)
     def source_of(i): return f'sample {i}',int(i)
     def make(place, name, i): kept.put(place, self.dataset[i])
-    if cache.verdict!='stream': report_fill(cache, lambda: cache.fill(self._all_places(), source_of, n_workers or 0, True, make), words)
+    with as_it_was(self.dataset):
+        if cache.verdict!='stream': report_fill(cache, lambda: cache.fill(self._all_places(), source_of, n_workers or 0, True, make), words)
     return self.memory
 
 @patch

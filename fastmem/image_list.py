@@ -203,6 +203,11 @@ def _changed(o, **attributes):
     vars(res).update(attributes)
     return res
 
+def _paths(items):
+    "What is in a list, an array, a column of a table, or an `ImageList`"
+    if isinstance(items, ImageList): return items.items
+    return items.tolist() if hasattr(items, 'tolist') else list(L(items))
+
 class ImageList(OnCommand):
     "Images by their paths, read from disk each time"
     mode,on_command,label_cls = 'stream',False,None
@@ -216,7 +221,7 @@ class ImageList(OnCommand):
         convert_mode:str='RGB', # 'RGB', or 'L' for grey
         **kwargs
     ):
-        self.items,self.path,self.inner_df = [Path(o) for o in L(items)],Path(path),inner_df
+        self.items,self.path,self.inner_df = [Path(o) for o in _paths(items)],Path(path),inner_df
         if not self.items: raise ValueError("no images: the list of paths is empty")
         if convert_mode not in self.image_classes: raise ValueError(f"convert_mode={convert_mode!r}: it is one of {list(self.image_classes)}")
         self.cls,self.memory = self.image_classes[convert_mode],ListMemory(kwargs.pop('mode', self.mode), self.on_command, kwargs)
@@ -445,7 +450,7 @@ def split_by_idx(self:ImageList,
 @patch
 def split_by_valid_func(self:ImageList,
     func, # Whether to validate on an image, by its path
-)->ItemLists: return self._split(FuncSplitter(func))
+)->ItemLists: return self._split(MaskSplitter([bool(func(o)) for o in self.items]))
 
 @patch
 def split_by_folder(self:ImageList,
@@ -568,7 +573,7 @@ def label_empty(self:ItemLists)->LabelLists:
 def _label_table(files, labels):
     "{file: label}; a file that is there twice must have the same label"
     res = dict(zip(files, labels))
-    other = first(o for o,y in zip(files, labels) if res[o]!=y and not _is_missing(y))
+    other = first(o for o,y in zip(files, labels) if res[o] is not y and not (_is_missing(y) or _is_missing(res[o]) or np.array_equal(res[o], y)))
     if other is not None: raise ValueError(f"{other} is in the table more than once, with different labels")
     return res
 
@@ -618,11 +623,11 @@ def transform(self:LabelLists,
 
 @patch
 def add_test(self:LabelLists,
-    items:list, # Paths of images, or a folder of them
+    items:list, # Paths of images, an `ImageList`, or a folder of images
     label=None, # v1's; images to test on have none
 )->LabelLists:
     "Add images without labels"
-    return _changed(self, test=get_images(items))
+    return _changed(self, test=get_images(items if isinstance(items, (str,Path)) else _paths(items)))
 
 @patch
 def add_test_folder(self:LabelLists,

@@ -23,9 +23,7 @@ def test_plan_needs_no_pixels(tmp_path, capsys):
     assert 'keep every image' in out and 'nothing was timed' in out
 
 def test_a_wrong_folder_is_one_line(tmp_path):
-    res = run('fastmem-demo', '--path', tmp_path/'nowhere')
-    assert res.returncode==1 and 'fastmem-demo: no folder' in res.stderr and 'Traceback' not in res.stderr
-    for command,name in ((fastmem_plan,'fastmem-plan'), (fastmem_bench,'fastmem-bench')):
+    for command,name in ((fastmem_plan,'fastmem-plan'), (fastmem_demo,'fastmem-demo'), (fastmem_bench,'fastmem-bench')):
         with pytest.raises(SystemExit, match=f'{name}: no folder'): command(tmp_path/'nowhere')
 
 def test_demo_on_class_folders(tmp_path, capsys):

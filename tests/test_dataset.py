@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from pathlib import Path
 from PIL import Image
-from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset, RandomSampler, Subset, random_split
+from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset, DistributedSampler, IterableDataset, RandomSampler, Subset, TensorDataset, random_split
 from torchvision import tv_tensors
 from helpers import photo, run_forked, run_program
 
@@ -559,3 +559,51 @@ def test_a_random_loader_is_refused(folder):
     with pytest.raises(TypeError, match='a function that loads'): cached('a.pt')
     for o in (dict(mode='preload'), dict(on_full='raise')):
         with pytest.raises(ValueError, match='wrap the dataset in `CachedDataset`'): cached(torch.load, **o)
+
+# --- datasets that open a file when they are first read ---
+
+class LazyFile(Dataset):
+    "Samples in one file, which each process opens for itself"
+    def __init__(self, path, n, item_bytes): self.path,self.n,self.item_bytes,self.file,self.files,self.is_open = path,n,item_bytes,None,{},False
+    def __len__(self): return self.n
+    def _open(self, i):
+        if self.is_open: return self.file if i%2 else self.files['even']
+        self.file,self.files['even'],self.is_open = open(self.path, 'rb', buffering=0),open(self.path, 'rb', buffering=0),True
+        return self._open(i)
+    def __getitem__(self, i):
+        file = self._open(i)
+        file.seek(i*self.item_bytes)
+        return torch.frombuffer(bytearray(file.read(self.item_bytes)), dtype=torch.uint8),i
+
+@pytest.mark.parametrize('how', ['whole','subset','two','preloaded'])
+def test_no_open_file_is_shared_with_workers(tmp_path, how):
+    "Nor is one left half open"
+    n,item_bytes = 1000,5000
+    (tmp_path/'samples').write_bytes(b''.join(bytes([i%251])*item_bytes for i in range(n)))
+    lazy = LazyFile(tmp_path/'samples', n, item_bytes)
+    inner = dict(subset=lambda: Subset(lazy, range(n)), two=lambda: ConcatDataset([Subset(lazy, range(n//2)), Subset(lazy, range(n//2, n))])).get(how, lambda: lazy)()
+    ds = CachedDataset(inner, guard=MemoryGuard(limit_bytes=n*item_bytes//8) if how=='preloaded' else None)
+    if how=='preloaded': ds.preload()
+    assert lazy.file is None and not lazy.files and not lazy.is_open
+    for _ in range(2):
+        for x,i in DataLoader(ds, batch_size=16, num_workers=2): assert (x==(i%251)[:,None]).all()
+    assert (ds[3][0]==3).all() and (ds[4][0]==4).all()
+    ds.cache.check()
+
+# --- what the second stranger's review found ---
+
+def test_attributes_of_a_plain_tensor_are_kept():
+    x = torch.zeros(2); x.mask,x.note = torch.tensor([1.,2.,3.]),'a'
+    got,other = CachedDataset([(x, torch.tensor([7.,8.]))])[0]
+    assert type(got) is torch.Tensor and got.mask.tolist()==[1.,2.,3.] and got.note=='a' and other.tolist()==[7.,8.]
+
+@pytest.mark.parametrize('options', [dict(guard=MemoryGuard(limit_bytes=1000)), dict(mode='stream')], ids=['full','stream'])
+def test_what_is_not_kept_is_a_copy_too(options):
+    X = torch.ones(50, 100)
+    ds = CachedDataset(TensorDataset(X), **options)
+    for i in range(50): ds[i][0].zero_()
+    assert (X==1).all()
+
+def test_an_option_that_samples_do_not_have_is_named():
+    with pytest.raises(TypeError, match="no option 'path'.*on_full"): CachedDataset([1,2], path='somewhere')
+    with pytest.raises(TypeError, match="no option 'store'"): cached(torch.load, store='decoded')

@@ -618,15 +618,11 @@ def test_ls_and_rm(tmp_path, capsys):
     assert 'no pixel files' in run('ls')
     assert same(one_pass(dls), expected) and dls.memory.misses==10, 'who has the file open goes on with it'
 
-def cache_program(*args): return subprocess.run([Path(sys.executable).parent/'fastmem-cache', *args], capture_output=True, text=True)
-
 def test_a_wrong_folder_is_one_line(tmp_path):
     (tmp_path/'a_file').write_text('x'); (tmp_path/'dangling').symlink_to(tmp_path/'nothing')
     from fastmem.cli import fastmem_cache
-    for o in ('nowhere','a_file'):
+    for o in ('nowhere','a_file','dangling'):
         with pytest.raises(SystemExit, match=f'fastmem-cache: no folder {tmp_path/o}'): fastmem_cache('ls', tmp_path/o)
-    res = cache_program('ls', tmp_path/'dangling')
-    assert res.returncode==1 and f'fastmem-cache: no folder {tmp_path}/dangling' in res.stderr.splitlines()[-1] and 'Traceback' not in res.stderr
 
 @pytest.mark.parametrize('text', ['[1]','null','{"size":5}','{"size":["a",2]}','{"cls":3}','{"method":[]}','{"cls":"a.\\u001b[2J"}','['*1900,'{"a":'*300,'9'*1900,'NaN','{'],
                          ids=lambda o: o[:12])

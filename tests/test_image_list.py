@@ -468,3 +468,40 @@ def test_len_index_and_slice(path):
     assert from_folder(MemoryImageList, path, convert_mode='L')[0].mode=='L'
     assert len(list(il[:3]))==3
     il.show(max_n=4); il[:1].show()
+
+# --- what the second stranger's review found ---
+
+def test_lists_of_paths_of_any_kind(path):
+    files = get_image_files(path/'train')
+    for o in (list(files), np.array(files), np.array([str(p) for p in files]), pd.Series(files), pd.Index([str(p) for p in files]), iter(files), MemoryImageList(files)):
+        assert MemoryImageList(o, path=path).items==list(files)
+
+@pytest.mark.parametrize('given', [lambda files: MemoryImageList(files), lambda files: np.array(files), list])
+def test_images_to_test_on_are_kept_whatever_lists_them(path, given):
+    labelled = from_folder(MemoryImageList, path).split_by_folder().label_from_folder().add_test(given(get_image_files(path/'test')))
+    data = make(labelled)
+    batches(data)
+    assert data.memory.n_items==data.memory.n_cached==n_files+2 and labelled.transform(size=32).loaded
+
+@pytest.mark.parametrize('truth', [lambda o: int(o), lambda o: re.search('t', str(o)), lambda o: np.int64(o), lambda o: 'yes' if o else ''])
+def test_a_split_asks_whether_the_function_is_true(path, truth):
+    il = from_folder(MemoryImageList, path)
+    split = il.split_by_valid_func(lambda o: truth('valid' in o.parts))
+    assert sorted(split.valid.items)==sorted(o for o in il.items if truth('valid' in o.parts)) and len(split.train)+len(split.valid)==n_files
+
+@pytest.mark.parametrize('dtype', ['Int64','string','boolean','category',object])
+@pytest.mark.parametrize('delim', [None,' '])
+def test_a_missing_label_of_any_kind_of_column_is_named(path, dtype, delim):
+    df = table(get_image_files(path, folders=['train','valid']), path)
+    df['few'] = df.few.astype(bool if dtype=='boolean' else str if dtype=='string' else int).astype(dtype)
+    df.loc[3,'few'] = None
+    with pytest.raises(ValueError, match=f'{df.name[3]}.* has no label'):
+        MemoryImageList.from_df(df, path, cols='name', suffix='.jpg').split_by_idx([0]).label_from_df('few', label_delim=delim)
+
+def test_a_cell_may_hold_an_array(path):
+    df = table(get_image_files(path, folders=['train','valid']), path)
+    df['x'] = [np.array([i,i+1.]) for i in range(len(df))]
+    def label(df): return MemoryImageList.from_df(df, path, cols='name', suffix='.jpg').split_by_idx([0]).label_from_df('x', label_cls=FloatList)
+    assert make(label(pd.concat([df,df]))).one_batch()[1].shape==(4,2)
+    twice = pd.concat([df,df.assign(x=df.x*2)])
+    with pytest.raises(ValueError, match='more than once'): label(twice)
