@@ -155,22 +155,26 @@ def has_most(
     columns:list, # `ImageColumn`s
     encoded:bool=False, # Whether as files, instead of as their recipes say
     n:int=64, # Images to look for, of each
-)->bool:
-    "Whether `cache` has a place for most images of `columns`"
-    def known(o):
-        files,recipe = [o.file(i) for i in evenly(len(o), n)],Recipe(o.recipe.cls, 'encoded') if encoded else o.recipe
-        return sum(cache.find(files, recipe)>=0) > len(files)/2
-    return bool(columns) and all(map(known, columns))
+)->int: # How many of those have pixels, and 1; 0 if most have not even a place
+    "Whether `cache` has a place for most images of `columns`, and how warm it is"
+    found = []
+    for o in filter(len, columns):
+        places = cache.find([o.file(i) for i in evenly(len(o), n)], Recipe(o.recipe.cls, 'encoded') if encoded else o.recipe)
+        if sum(places>=0) <= len(places)/2: return 0
+        found.append(cache.arena.ready(places[places>=0]).sum())
+    return 1+int(sum(found)) if found else 0
 
 def living_cache(
     columns:list, # `ImageColumn`s
     options:dict, # Of a loader
 )->ImageCache: # `None` if there is none
-    "A cache in use that has a place for most images of `columns`"
+    "The warmest cache in use that has a place for most images of `columns`"
     guard,path = ifnone(options['guard'], shared_guard()),cache_folder(options.get('path'))
     caches = [o for o in list(shared_guard().caches) if o.path==path and guard.same(o.arena.guard)]
-    res = first(o for o in caches if has_most(o, columns) or (options['store']=='auto' and has_most(o, columns, encoded=True)))
-    if res is not None: res.resume(); res.verdict = None
+    warmth = {o: has_most(o, columns) or (has_most(o, columns, encoded=True) if options['store']=='auto' else 0) for o in caches}
+    res = max(warmth, key=warmth.get, default=None)
+    if not warmth.get(res): return None
+    res.resume(); res.verdict = None
     return res
 
 def plan_columns(

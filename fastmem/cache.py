@@ -248,7 +248,7 @@ class ImageCache:
         guard,self.path = ifnone(guard, shared_guard()),cache_folder(path)
         self.guard = guard if path is None else DiskGuard(self.path, guard)
         self.arena,self.batches,self.kept,self.planned = Arena(guard),BatchMemory(),{},{}
-        self.reserved,self.known,self.n_seen = {},{},0
+        self.reserved,self.known,self.n_seen,self.without_file = {},{},0,set() # recipes whose file the disk has no room for
         self.verdict,self.given_bytes = None,guard.given_bytes
         self.item_bytes = {} # {recipe: (bytes of an image, standard error of that as a fraction)} where they are known
         self.encoded,self.why = None,'' # whether 'auto' keeps files as they are, `None` until it is asked, and why
@@ -284,10 +284,21 @@ class ImageCache:
 
     def _load(self, recipe, places, keys):
         "Take what the file of `recipe` has of `places`"
-        file = self.file(recipe) or self.arena.add_file(recipe, PixelFile(self.path, recipe_text(recipe), functools.partial(could_make, recipe)))
+        file = self.file(recipe) or self._add_file(recipe)
+        if file is None: return
         file.extend(places, keys)
         self.arena.stamps[places] = [_stamp(*o) for o in keys[:,2:].tolist()]
         self.arena.load(file)
+
+    def _add_file(self, recipe):
+        "A file for `recipe`, or `None` if the disk is full already: its images are read from their sources"
+        try: file = PixelFile(self.path, recipe_text(recipe), functools.partial(could_make, recipe))
+        except OSError as e:
+            if not no_room(e): raise
+            self.without_file.add(recipe)
+            return None
+        self.without_file.discard(recipe)
+        return self.arena.add_file(recipe, file)
 
     def file(self, recipe:Recipe)->PixelFile:
         "Where the pixels of `recipe` are kept, `None` for memory"
@@ -414,14 +425,15 @@ def _planes(self:ImageCache, at, cls, generation):
 @patch
 def _make(self:ImageCache, place, file, recipe, keep):
     "Read `file` and keep its pixels if `keep`"
-    stamp = file_stamp(file)  # of before it is read: what is written meanwhile is noticed as a change
-    keep = keep and place>=0 and not self.arena.header['paused']
+    stat = file_stat(file) if is_path(file) else (0,0)  # of before it is read: what is written meanwhile is noticed as a change
+    stamp,keep = _stamp(*stat),keep and place>=0 and not self.arena.header['paused'] and recipe not in self.without_file
     if recipe.method=='encoded' and stamp: return self._make_encoded(place, file, recipe, keep, stamp)
     pixels = make_pixels(file, recipe)
     if pixels.im.mode not in pixel_modes: return pixels
     pixels = pixels._replace(planes=to_planes(pixels.im))
     if keep:
-        self.arena.write(place, pixels.planes, pixels.full, mode_names.index(pixels.im.mode), stamp, self.file(recipe))
+        if (in_file := self.file(recipe)) is not None: in_file.set_stat(place, stat)
+        self.arena.write(place, pixels.planes, pixels.full, mode_names.index(pixels.im.mode), stamp, in_file)
     return pixels
 
 @patch

@@ -297,7 +297,7 @@ def sample_guard(
 )->MemoryGuard:
     "A guard that lets the cache of `files` hold the fraction that `plan` can hold of all"
     if plan.fits: return MemoryGuard()
-    return MemoryGuard(limit_bytes=int(plan.cached_frac*probe(files, n=2000, size=size).total_bytes))
+    return MemoryGuard(limit_bytes=int(plan.cached_frac*probe(files, n=2000, size=size, n_timed=0).total_bytes))
 
 # %% ../nbs/08_cli.ipynb #990fbeb1
 def run_bench(
@@ -490,7 +490,7 @@ def fastmem_bench(
     try:
         check_bench(size, bs, workers, n, runs)
         make_model = None if arch=='none' or model_images_per_s else named_arch(arch)
-        plan = probe(path, n=2000, size=size, guard=limited_guard(limit_mb))
+        plan = probe(path, n=2000, size=size, guard=limited_guard(limit_mb), n_timed=0)
         good,bad = pick(path, n, size, bs, len(workers)*runs)
     except (FileNotFoundError, ValueError) as e: raise SystemExit(f'fastmem-bench: {e}')
     print(bench_heading(plan, good, bad), flush=True)

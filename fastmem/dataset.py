@@ -13,6 +13,7 @@ import importlib, itertools, json, operator, os, random, sys, time
 from contextlib import contextmanager
 from enum import Enum
 from functools import lru_cache
+from weakref import ref
 
 import numpy as np
 import torch
@@ -272,7 +273,7 @@ def stats(self:SampleCache,
     cache,n_bytes = self.cache,self.cache.arena.image_bytes(places)
     hits,misses = cache.arena.hits_misses
     return SampleStats(len(places), int((n_bytes>0).sum()), int(n_bytes.sum()), hits, misses, cache.guard.budget(), available_memory(),
-                       cache.guard.binding(), self.options['mode'], 'as bytes', 'by PyTorch', loaders=(self,))
+                       cache.guard.binding(), self.options['mode'], 'as bytes', 'by PyTorch', loaders=(ref(self),))
 
 # %% ../nbs/07_dataset.ipynb #6679cd12
 def _rebuilt(sample, fields):

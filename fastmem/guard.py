@@ -213,13 +213,16 @@ def expect(self:MemoryGuard,
     for a in self.arenas: a.coming_bytes = n_bytes
 
 # %% ../nbs/00_guard.ipynb #61e5777d
+_slack_bytes = 256_000_000 # of the reserve: what comes and goes with batches
+
 @patch
 def shortfall(self:MemoryGuard,
     need_bytes:int=0, # What is about to be taken by others
-)->int: # Bytes; 0 while half of the reserve is free, or all of it where tasks wait for memory
+)->int: # Bytes; 0 while all of the reserve is free but 256 MB, or half of it, or all of it where tasks wait for memory
     "Bytes that caches should give back now for the reserve to become whole"
     left_bytes,reserve_bytes = available_memory()-need_bytes,self.reserve_bytes
-    self.short = left_bytes < (reserve_bytes if self.short or self.is_pressed else reserve_bytes//2)
+    mark_bytes = reserve_bytes if self.short or self.is_pressed else reserve_bytes-min(reserve_bytes//2, _slack_bytes)
+    self.short = left_bytes < mark_bytes
     if not self.short: return 0
     missing_bytes = reserve_bytes-left_bytes
     if need_bytes or left_bytes<reserve_bytes//4: return missing_bytes

@@ -19,6 +19,7 @@ from fastai.learner import Learner, Recorder
 from fastai.torch_core import find_device, get_random_states, set_random_states
 from fastai.vision.augment import RandTransform
 from fastcore.all import *
+from PIL import Image
 
 from .guard import *
 from .plan import *
@@ -79,9 +80,14 @@ def _has_files(column, n=8):
     some = evenly(len(column), n)
     return all(is_path(o := column.file(i)) and o==column.file(i) for i in some)
 
+def _makes_images(dls):
+    "Whether a type transform makes images, from whatever"
+    types = [o for dl in dls.loaders for tl in item_lists(getattr(dl, 'dataset', None)) for o in L(getattr(tl, 'types', None))[-1:]]
+    return any(isinstance(o, type) and issubclass(o, Image.Image) for o in types)
+
 def _plan_warnings(dl, columns):
     "Where keeping the images of `dl` can't help, or not as much as it could"
-    if not all(map(_has_files, columns)): yield 'Images that no file holds, or another each time, are generated anew for each batch and not kept.'
+    if not columns or not all(map(_has_files, columns)): yield 'Images that no file holds, or another each time, are generated anew for each batch and not kept.'
     after = first(f for o in columns for f in o.after if isinstance(f, RandTransform))
     before = None if leading_resize(dl.after_item) else first(o for o in dl.after_item.fs if isinstance(o, RandTransform))
     for o in filter(None, (after,before)):
@@ -93,8 +99,8 @@ def plan_loaders(
     n_timed:int=32, # Images to decode
 )->MemoryPlan:
     "The plan for the images of `dls`, with warnings"
-    check_images(dls)
     columns = [o for dl in dls.loaders for o in image_columns(dl).values()]
+    if not columns and not _makes_images(dls): check_images(dls)
     cache = getattr(dls.loaders[0], 'cache', None)
     guard,held_bytes = (cache.guard,cache.held_bytes) if cache else (shared_guard(),0)
     plans = plan_columns(columns, guard, n_timed, held_bytes)

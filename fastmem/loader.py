@@ -12,6 +12,7 @@ __all__ = ['worker_bytes', 'TargetSample', 'sample_targets', 'all_random', 'why_
 # %% ../nbs/05_loader.ipynb #a126869c
 import gc, itertools, random, time
 from typing import Any, NamedTuple
+from weakref import ref
 
 import numpy as np
 import torch
@@ -660,12 +661,14 @@ class CacheStats(NamedTuple):
     store:str # 'decoded', 'resized', or both
     batches:str # 'gathered', or why they are made item by item
     path:str='' # Folder that the pixels are in; '' for memory
-    loaders:tuple=() # Whose images these are
+    loaders:tuple=() # Weak references to those whose images these are: what a notebook shows it keeps
 
     def check(self)->L:
         "Audit the cache, and look for files that have changed on disk since they were kept; `DataLoaders.refresh` reads them again"
-        _audit(self.loaders)
-        return L(str(c.file(i)) for dl in self.loaders for c in dl.columns.values() for i in dl.cache.changed(c.places, c.file)).unique()
+        loaders = [o() for o in self.loaders]
+        if None in loaders: raise RuntimeError("the loaders that this is about are gone")
+        _audit(loaders)
+        return L(str(c.file(i)) for dl in loaders for c in dl.columns.values() for i in dl.cache.changed(c.places, c.file)).unique()
 
     @property
     def hit_rate(self)->float:
@@ -698,7 +701,7 @@ def memory(self:DataLoaders)->CacheStats:
     return CacheStats(n_items=int((places>=0).sum())+n_unkept, n_cached=int((n_bytes>0).sum()), cached_bytes=int(n_bytes.sum()), hits=hits, misses=misses,
                       budget_bytes=cache.guard.budget(), available_bytes=available_memory(), bound_by=cache.guard.binding(),
                       mode=options['mode'], store=' and '.join(sorted({c.recipe.store for c in columns})),
-                      batches=f'item by item: {why}' if why else 'gathered', path=str(cache.path or ''), loaders=tuple(dls))
+                      batches=f'item by item: {why}' if why else 'gathered', path=str(cache.path or ''), loaders=tuple(map(ref, dls)))
 
 @patch
 def refresh(self:DataLoaders)->L: # Paths

@@ -146,7 +146,11 @@ def _read_records(fd, start, size):
         first,end = at+align_bytes*(1+n),records['at'].astype(float)+_bytes_of(records)
         if ((records['at']<first) | (end>at+n_bytes) | (records['at']%align_bytes>0)).any(): raise DamagedFile('a record points out of its chunk')
         res.append(records)
-    return np.concatenate(res)
+    res = np.concatenate(res)
+    order = np.argsort(res['at'])
+    starts,ends = res['at'][order].astype(float),(res['at']+_bytes_of(res))[order]
+    if (starts[1:]<ends[:-1]).any(): raise DamagedFile('two records have the same pixels')
+    return res
 
 # %% ../nbs/01a_pixel_file.ipynb #d47a389b
 def file_stat(
@@ -199,6 +203,7 @@ def _open_plain(path, flags=os.O_RDWR|os.O_CREAT):
     try: fd = os.open(path, flags|os.O_NOFOLLOW|os.O_CLOEXEC|os.O_NONBLOCK, 0o600)
     except OSError as e:
         if e.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO): raise DamagedFile('it is no plain file') from e
+        if e.errno==errno.EACCES and flags&os.O_CREAT and os.access(path.parent, os.W_OK): raise DamagedFile('it may not be opened') from e
         raise
     is_plain = stat.S_ISREG(os.fstat(fd).st_mode)
     if is_plain and _is_ours(fd): return fd
@@ -272,7 +277,7 @@ def _open_to_read(path, text, sane):
     except (OSError, DamagedFile) as e:
         if fd is not None: os.close(fd)
         why = 'it is not there' if isinstance(e, FileNotFoundError) else e
-        raise PermissionError(f"nothing may be written to {path.parent}, and its {path.name} can't be used ({why}): give `path` a folder that you may "
+        raise PermissionError(f"{path} may not be written, and can't be used as it is ({why}): give `path` a folder that you may "
                               "write to, with a copy of what you have of this one, or leave it out") from e
     _say(f'{path.parent} is read-only: what {path.name} has is used, and nothing is added.')
     return fd
@@ -373,6 +378,15 @@ def set_keys(self:PixelFile,
     self.keys[np.searchsorted(self.places, places)] = keys
 
 @patch
+def set_stat(self:PixelFile,
+    place:int, # One of those that were given before
+    stat:tuple, # From `file_stat`
+):
+    "Say what the source of `place` was when it was read, which may be later than its key"
+    i = np.searchsorted(self.places, place)
+    self.keys[i] = *self.keys[i,:2],*np.array(stat, np.int64).view(np.uint64)
+
+@patch
 def _key(self:PixelFile, place): return self.keys[np.searchsorted(self.places, place)]
 
 @patch
@@ -448,7 +462,7 @@ def take(self:PixelFile,
     o = self._chunk
     try:
         if o is None or not o.fits(n_bytes, *self.now): o = self._take_chunk(n_bytes)
-    except DamagedFile as e: self.tell(f'{e}. Nothing more is written to it.'); o = None
+    except DamagedFile as e: self.tell(f'{e}. Nothing more is written to it.'); self.writable,o = False,None
     self._chunk = o and o._replace(at=o.at+n_bytes, record_at=o.record_at+align_bytes)
     return o and (o.at,o.record_at)
 

@@ -254,15 +254,17 @@ class MemoryPlan(NamedTuple):
 
     def __str__(self):
         return '\n'.join([f'{self.n_items:,} images, {self._total()} {self.store}, {human_bytes(self.budget_bytes)} may be taken: '
-                          f'{"all fit" if self.fits else f"{self.cached_frac:.0%} fit"}. {self.reason}', *self._speed(), *self.warnings])
+                          f'{"all fit" if self.fits else f"{self.cached_frac:.0%} fit"}. {self.reason}', *self._speed(),
+                          *[f'{k}: {v}.' for k,v in self._others().items()], *self.warnings])
+    __repr__ = __str__
+    def _others(self): return {f'as {k}': f'{o._total()}, {o.cached_frac:.0%} fits' for k,o in self.stores.items() if k!=self.store}
     def _total(self): return human_bytes(self.total_bytes)+(f' ± {self.error_frac:.1%}' if self.error_frac else '')
     def _speed(self):
         if self.costs: yield f'About {self.fill_s:.3g} s to fill, {self.warm_rate:,.0f} images/s once warm: {self.timing}.'
         if self.waits_frac is not None: yield f'Training waits for its batches {self.waits_frac:.0%} of the time.'
     def _rows(self):
-        others = {f'as {k}': f'{o._total()}, {o.cached_frac:.0%} fits' for k,o in self.stores.items() if k!=self.store}
         return {**dict(images=f'{self.n_items:,}', store=self.store, total=self._total(), budget=human_bytes(self.budget_bytes),
-                fits=f'{self.cached_frac:.0%}', why=self.reason), **others, **{'' if i else 'speed': o for i,o in enumerate(self._speed())},
+                fits=f'{self.cached_frac:.0%}', why=self.reason), **self._others(), **{'' if i else 'speed': o for i,o in enumerate(self._speed())},
                 **{'!'*(i+1): o for i,o in enumerate(self.warnings)}}
     def _repr_html_(self): return html_table(self._rows())
 
@@ -355,7 +357,7 @@ def probe(
     recipe:Recipe=None, # How they would be stored
     size:int=None, # Instead of `recipe`: for `Resize(size)`; without either, images are kept whole
     guard:MemoryGuard=None, # Who is asked for a budget; the shared guard if `None`
-    n_timed:int=0, # Images to decode, for the seconds that a fill takes
+    n_timed:int=32, # Images to decode, for the seconds that a fill takes; fewer where they take long, none for 0
     held_bytes:int=0, # What of them is held already
     n_items:int=None, # Images in all, where `files` are some of them
 )->MemoryPlan:

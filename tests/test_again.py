@@ -1,5 +1,5 @@
 "The same cell again, another batch size or fold, and files that have changed meanwhile"
-import contextlib, gc, shutil
+import contextlib, gc, shutil, weakref
 
 import pytest
 from fastai.vision.all import *
@@ -199,3 +199,33 @@ def test_a_learner_with_the_callback_is_exported_without_images(tmp_path):
         learn.fit(1)
         assert learn.recorder.metric_names[-3:]==['hit_rate','free_gb','time'], 'and it goes on'
     run_forked(tmp_path, without_fastmem, tmp_path/'whole.pkl', tmp_path/'interrupted.pkl')
+
+# --- what an acceptance check found ---
+
+def test_a_look_at_the_memory_keeps_nothing(tmp_path):
+    photo_folder(tmp_path, 12, size=(60,50))
+    dls = ImageDataLoaders.from_folder(tmp_path, valid_pct=.25, bs=4, item_tfms=Resize(32), num_workers=0, device='cpu').in_memory(mode='preload')
+    looked,arena = dls.memory,weakref.ref(dls.train.cache.arena)
+    repr(looked); looked._repr_html_()
+    assert looked.check()==[]
+    del dls; gc.collect()
+    assert arena() is None and 'images' in repr(looked)
+    with pytest.raises(RuntimeError, match='are gone'): looked.check()
+
+@pytest.mark.parametrize('valid', [[], [0]])
+def test_loaders_without_a_validation_set_find_the_living_cache(tmp_path, valid):
+    files = photo_folder(tmp_path, 12, size=(60,50))
+    def make(bs):
+        block = DataBlock([ImageBlock,CategoryBlock], get_y=parent_label, splitter=IndexSplitter(valid), item_tfms=Resize(32))
+        return block.dataloaders(files, bs=bs, num_workers=0, device='cpu')
+    dls = make(4).in_memory(mode='preload')
+    again = make(6).in_memory()
+    assert again.train.cache is dls.train.cache and again.memory.n_cached==12
+
+def test_the_warmest_living_cache_is_found(tmp_path):
+    photo_folder(tmp_path, 12, size=(60,50))
+    def make(): return ImageDataLoaders.from_folder(tmp_path, valid_pct=.25, bs=4, item_tfms=Resize(32), num_workers=0, device='cpu')
+    cold = [make().in_memory(cache=ImageCache()) for _ in range(3)]
+    warm = make().in_memory(cache=ImageCache(), mode='preload')
+    cold += [make().in_memory(cache=ImageCache()) for _ in range(3)]
+    assert make().in_memory().train.cache is warm.train.cache

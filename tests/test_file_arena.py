@@ -655,3 +655,72 @@ def test_one_folder_holds_many_sizes(tmp_path):
         assert dls.memory.cached_frac==1
     assert len(list((tmp_path/'pixels').iterdir()))==24
     cache.check()
+
+# --- what an acceptance check found ---
+
+@pytest.mark.parametrize('workers', [0,2])
+def test_a_file_that_changes_before_it_is_read_is_found_by_what_was_read(tmp_path, workers):
+    "And one that is then put back, with its old time, is not shown as what it was meanwhile"
+    files = photo_folder(tmp_path/'photos', 10, size)
+    def fresh(): return stock(tmp_path/'photos', workers=workers).in_memory(cache=ImageCache(path=tmp_path/'cache'))
+    dls,changed = fresh(),files[3]
+    changed.rename(tmp_path/'aside')
+    Image.new('RGB', size, (255,0,0)).save(changed)
+    red = one_pass(dls)
+    assert (again := fresh()).memory.n_cached==10 and same(one_pass(again), red)
+    (tmp_path/'aside').rename(changed)
+    back = fresh()
+    assert back.memory.n_cached==9 and same(one_pass(back), one_pass(stock(tmp_path/'photos', workers=workers).in_memory(store='resized', cache=ImageCache()))) and back.memory.misses==1
+
+def test_a_disk_that_is_full_from_the_start_is_streamed_past(tmp_path, small_disk, capsys):
+    photo_folder(tmp_path/'photos', 10, size)
+    wanted = one_pass(make(tmp_path/'photos', tmp_path/'cache'))
+    with contextlib.suppress(OSError): (small_disk/'filler').write_bytes(bytes(2_000_000))
+    for folder in (small_disk, small_disk/'new'):
+        dls = make(tmp_path/'photos', folder)
+        assert same(one_pass(dls), wanted) and dls.memory.n_cached==0 and dls.memory.bound_by=='free disk'
+        assert 'free disk' in capsys.readouterr().out
+        dls.train.cache.check()
+    (small_disk/'filler').unlink()
+    dls = make(tmp_path/'photos', small_disk)
+    assert same(one_pass(dls), wanted)
+
+def test_records_that_share_pixels_are_refused(tmp_path):
+    dls = make(tmp_path/'photos' if photo_folder(tmp_path/'photos', 10, size) else None, tmp_path/'cache')
+    wanted = one_pass(dls)
+    path = the_file(tmp_path/'cache')
+    fd = os.open(path, os.O_RDWR)
+    (at,_,n), = list(pixel_file._chunks(fd, read_head(os.pread(fd, 8192, 0), path.stat().st_size)[2], path.stat().st_size))[:1]
+    records = np.frombuffer(os.pread(fd, n*64, at+64), record_dtype).copy()
+    records['at'][1] = records['at'][0]; records['seal'] = pixel_file._seals(records)
+    os.pwrite(fd, records[:2].tobytes(), at+64); os.close(fd)
+    again = make(tmp_path/'photos', tmp_path/'cache')
+    assert again.memory.n_cached==0 and same(one_pass(again), wanted)
+    again.train.cache.check()
+
+@pytest.mark.skipif(os.geteuid()!=0, reason='only root can be another user')
+def test_a_file_of_another_user_in_a_folder_for_all_is_put_aside(tmp_path):
+    tmp_path.chmod(0o777)
+    for o in tmp_path.parents[:-1]:
+        if o!=Path('/tmp'): o.chmod(o.stat().st_mode|0o111)
+    path = tmp_path/file_name('{}')
+    path.write_bytes(b'of root'); path.chmod(0o600)
+    pid = os.fork()
+    if pid==0:
+        code = 1
+        try:
+            os.setgid(65534); os.setuid(65534)
+            PixelFile(tmp_path, '{}'); code = 0
+        except BaseException: traceback.print_exc()
+        finally: os._exit(code)
+    assert os.waitpid(pid, 0)[1]==0 and path.stat().st_uid==65534
+    assert [o.read_bytes() for o in tmp_path.glob('*.refused')]==[b'of root']
+
+def test_a_damaged_file_is_not_called_a_full_disk(tmp_path, capsys):
+    photo_folder(tmp_path/'photos', 40, size)
+    dls = make(tmp_path/'photos', tmp_path/'cache')
+    it = iter(dls.train); next(it)
+    os.truncate(the_file(tmp_path/'cache'), 5000)
+    for _ in range(2): one_pass(dls)
+    out = capsys.readouterr().out
+    assert 'cut short' in out and 'free disk leaves no room' not in out

@@ -441,3 +441,14 @@ def test_elsewhere_than_on_linux_there_is_a_guard_a_plan_and_a_clear_error(tmp_p
     "Without `fcntl`, `resource` and `memfd_create`, as on Windows"
     photo_folder(tmp_path, 8, size=(60,50))
     assert 'host RAM' in run_program(tmp_path, elsewhere, tmp_path)
+
+def test_a_large_reserve_is_made_whole_long_before_half_of_it_is_gone(monkeypatch):
+    guard,left = MemoryGuard(reserve_bytes=4_000_000_000),[0]
+    monkeypatch.setattr('fastmem.guard.available_memory', lambda: left[0])
+    monkeypatch.setattr('fastmem.guard.memory_pressure_frac', lambda: 0.)
+    def short(n): left[0] = n; return guard.shortfall()
+    assert short(4_100_000_000)==0 and short(3_800_000_000)==0 and short(3_700_000_000)>0, 'what batches take for a moment is let be'
+    assert short(3_900_000_000)>0 and short(4_000_000_000)==0, 'once begun it goes on until the reserve is whole'
+    small = MemoryGuard(reserve_bytes=200_000_000)
+    left[0] = 110_000_000; assert small.shortfall()==0
+    left[0] = 90_000_000; assert small.shortfall()>0

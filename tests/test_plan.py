@@ -111,13 +111,13 @@ def test_probe_decodes_and_takes_nothing(folder, monkeypatch):
     def load(self): raise AssertionError("decoded")
     monkeypatch.setattr(ImageFile.ImageFile, 'load', load)
     guard = MemoryGuard()
-    plan = probe(folder, guard=guard)
+    plan = probe(folder, guard=guard, n_timed=0)
     assert plan.total_bytes>0 and not guard.arenas
 
 def test_sampling_error_is_stated_and_true(tmp_path):
     files = [tmp_path/f'{i}.png' for i in range(300)]
     for i,o in enumerate(files): Image.new('L', (10+i*7%97, 10+i*13%89)).save(o)
-    exact,sampled = probe(files, n=300),probe(files, n=60)
+    exact,sampled = probe(files, n=300, n_timed=0),probe(files, n=60, n_timed=0)
     assert exact.error_frac==0 and '±' not in str(exact) and '±' not in exact._repr_html_()
     assert 0 < sampled.error_frac < .2 and '±' in sampled._repr_html_() and '±' in str(sampled)
     assert abs(sampled.total_bytes-exact.total_bytes) < 3*sampled.error_frac*exact.total_bytes
@@ -144,7 +144,7 @@ def test_each_store_is_planned(size, folder):
 
 def test_seconds_come_from_a_sample(folder, tmp_path):
     "None unless asked for; files that can't be read are left out; what is not kept costs what it costs to read"
-    assert probe(folder, size=64).fill_s is None and probe(folder, size=64).warm_rate is None
+    assert (plan := probe(folder, size=64, n_timed=0)).fill_s is None and plan.warm_rate is None
     plan = probe(folder, size=64, n_timed=8)
     t = plan.timing
     assert t.n==8 and min(t.read_s, t.header_s, t.decode_s, t.resize_s, t.copy_s)>0 and 'to decode' in str(plan)
@@ -246,3 +246,17 @@ def test_wrong_folders_are_named(tmp_path):
     (tmp_path/'empty'/'inner').mkdir(parents=True)
     (tmp_path/'empty'/'inner'/'notes.txt').write_text('none here')
     with pytest.raises(ValueError, match='empty'): probe(tmp_path/'empty')
+
+def test_a_plan_shows_all_stores(folder):
+    plan = probe(folder, size=64)
+    assert repr(plan)==str(plan) and all(f'as {k}: ' in str(plan) for k in ('decoded','encoded')) and 's to fill' in str(plan) and 'images/s once warm' in str(plan)
+
+def made(i:int): return PILImage.create(np.full((20,20,3), i, np.uint8))
+
+def test_the_plan_of_generated_images_is_a_warning():
+    dsets = Datasets(range(12), [[made],[lambda i: i%2, Categorize()]], splits=[range(8),range(8,12)])
+    dls = dsets.dataloaders(bs=4, after_item=ToTensor(), after_batch=IntToFloatTensor(), num_workers=0, device='cpu')
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(1200, 2)), loss_func=CrossEntropyLossFlat())
+    plan = learn.memory_plan()
+    assert plan.n_items==0 and any('generated' in o for o in plan.warnings)
+    with pytest.raises(TypeError, match='no images'): dls.in_memory()
