@@ -170,7 +170,7 @@ def living_cache(
 )->ImageCache: # `None` if there is none
     "The warmest cache in use that has a place for most images of `columns`"
     guard,path = ifnone(options['guard'], shared_guard()),cache_folder(options.get('path'))
-    caches = [o for o in list(shared_guard().caches) if o.path==path and guard.same(o.arena.guard)]
+    caches = [o for o in list(shared_guard().caches) if o.path==path and guard.same(o.arena.guard) and all(f.is_there for f in o.arena.files.values())]
     warmth = {o: has_most(o, columns) or (has_most(o, columns, encoded=True) if options['store']=='auto' else 0) for o in caches}
     res = max(warmth, key=warmth.get, default=None)
     if not warmth.get(res): return None

@@ -237,7 +237,9 @@ def could_make(
     w,h = recipe.stored_size(np.where(res, full, 100))
     return res & (w==stored[0]) & (h==stored[1])
 
-def cache_folder(path): return None if path is None else Path(path).expanduser().absolute()
+def cache_folder(path):
+    if path=='': raise ValueError("path='' is no folder: leave `path` out to keep pixels in memory, or write '.' for this folder")
+    return None if path is None else Path(path).expanduser().absolute()
 
 class ImageCache:
     "Pixels by path, in memory that all processes share"

@@ -448,7 +448,7 @@ def bench_heading(
     bad:list, # Paths that can't be read
 )->str:
     "What is measured"
-    lines = [str(plan), f"Measured on {len(good):,} of {plan.n_items:,} images, spread over the folder, from the system's cache, "
+    lines = [str(plan._replace(stores={})), f"Measured on {len(good):,} of {plan.n_items:,} images, spread over the folder, from the system's cache, "
                         f'to batches of floats on the {default_device().type.upper().replace("CUDA","GPU")}.']
     if not plan.fits: lines.append(f'As of the whole folder, {plan.cached_frac:.0%} of the sample may be kept.')
     if bad: lines.append(f"{len(bad):,} more can't be read and are left out: {bad[0]}{' and others' if len(bad)>1 else ''}")

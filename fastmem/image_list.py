@@ -66,8 +66,9 @@ class ListMemory:
     def in_memory(self, dls, **kwargs)->DataLoaders:
         "`dls` with its images kept here; as it is where images are only read and nothing else was asked for"
         if self.mode=='stream' and not (self.options or self.on_command): return dls
-        dls.in_memory(**{**self._options(dls), 'mode':self.mode, **kwargs, 'cache':self.open(), 'guard':None})
-        self.item_tfms = dls.train.after_item
+        own = {} if self.cache is None and self.mode!='stream' else dict(cache=self.open(), guard=None)  # else the one in use, if a cell is run again
+        dls.in_memory(**{**self._options(dls), 'mode':self.mode, **kwargs, **own})
+        self.cache,self.item_tfms = dls.train.cache,dls.train.after_item
         return dls
 
     def loaders(self,

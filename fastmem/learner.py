@@ -148,7 +148,7 @@ def memory_plan(self:Learner,
         batch,load_s = _load_s(dl, n_steps)
         step_s = _step_s(self, batch, n_steps)
     finally: set_random_states(**states)
-    waits = waits_frac(load_s, step_s, dl.fake_l.num_workers)
-    if waits>=.1: return plan._replace(waits_frac=waits)
-    return plan._replace(waits_frac=waits, warnings=(*plan.warnings, f'Loading is not the bottleneck: a step takes {step_s:.3g} s, and stock makes a batch '
+    plan = plan._replace(waits_frac=waits_frac(load_s, step_s, dl.fake_l.num_workers))
+    if not plan.hardly_waits: return plan
+    return plan._replace(warnings=(*plan.warnings, f'Loading is not the bottleneck: a step takes {step_s:.3g} s, and stock makes a batch '
                          f'in {load_s:.3g} s with each of {dl.fake_l.num_workers} workers. Keeping images would hardly make training faster.'))

@@ -341,6 +341,10 @@ class PixelFile:
         "Bytes of disk that the file takes"
         return os.fstat(self.fd).st_blocks*512
     @property
+    def is_there(self)->bool:
+        "Whether it is still the file at its path, which others may have removed or replaced"
+        return _here(self.fd, self.path)
+    @property
     def now(self)->tuple:
         "(how often the file was purged, its size in bytes)"
         return int.from_bytes(os.pread(self.fd, 8, _state_at), 'little'),os.fstat(self.fd).st_size

@@ -247,8 +247,14 @@ class MemoryPlan(NamedTuple):
         "Predicted images/s once everything that fits is kept; `None` if nothing was timed"
         return self.costs and 1/(self.cached_frac*self.costs.hit_s + (1-self.cached_frac)*self.costs.miss_s)
     @property
+    def hardly_waits(self)->bool:
+        "Whether training is known to wait for its batches for less than a tenth of the time"
+        return self.waits_frac is not None and self.waits_frac<.1
+    @property
     def verdict(self)->str:
         "What to do, and why, in one sentence"
+        if not self.n_items: return 'Keep nothing: no images are read from files'
+        if self.hardly_waits: return f'Keeping images would hardly help: training waits for its batches {self.waits_frac:.0%} of the time'
         what = 'all images' if self.fits else f'{self.cached_frac:.0%} of the images'
         return f'Keep {what} {self.store}: {self.reason[0].lower()+self.reason[1:] if self.fits else self.reason}'
 

@@ -1,5 +1,5 @@
 "Every test leaves its caches whole, and no process behind"
-import warnings
+import time, uuid, warnings
 from pathlib import Path
 
 import matplotlib
@@ -24,6 +24,26 @@ def clean():
     mine = [o for o in psutil.Process().children(recursive=True) if not _is_helper(o)]
     gone,left = psutil.wait_procs(mine, timeout=10)
     assert not left, f'processes left behind: {left}'
+
+_v1_root = Path('/sys/fs/cgroup/memory')
+
+@pytest.fixture
+def cgroup():
+    "Make a real version 1 cgroup with a limit in bytes; removed at the end"
+    made = []
+    def make(limit_bytes):
+        group = _v1_root/f'fastmem-test-{uuid.uuid4().hex[:8]}'
+        try:
+            group.mkdir(); made.append(group)
+            (group/'memory.limit_in_bytes').write_text(str(limit_bytes))
+        except OSError: pytest.skip('this machine does not let us make a memory cgroup')
+        return group
+    yield make
+    for o in made:
+        for _ in range(50):
+            if not (o/'cgroup.procs').read_text(): break
+            time.sleep(.1)  # a process that has ended leaves its group a moment later
+        o.rmdir()
 
 def pytest_collection_modifyitems(items):
     "`from fastai.vision.all import *` brings fastcore's `test_eq` and others, which are no tests of ours"

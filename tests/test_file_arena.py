@@ -9,9 +9,6 @@ from fastmem.cache import could_make
 from fastmem.cli import fastmem_cache
 from fastmem.pixel_file import *
 from helpers import photo, photo_folder, batches, run_forked, run_program
-import test_guard
-
-cgroup_700mb = test_guard.cgroup_700mb
 
 size = (96,72)
 
@@ -172,10 +169,10 @@ if __name__=='__main__':
     print(m)
 '''
 
-def test_a_file_larger_than_memory(tmp_path, cgroup_700mb):
+def test_a_file_larger_than_memory(tmp_path, cgroup):
     "fastai leaves some 170 MB of 700; 360 MB of pixels are decoded once, and nobody is killed"
     photo_folder(tmp_path/'photos', 20)
-    assert 'fastmem:' not in run_program(tmp_path, more_than_memory, cgroup_700mb, tmp_path/'photos', tmp_path/'cache')
+    assert 'fastmem:' not in run_program(tmp_path, more_than_memory, cgroup(700_000_000), tmp_path/'photos', tmp_path/'cache')
     shutil.rmtree(tmp_path/'cache')
 
 # --- purge ---
@@ -724,3 +721,13 @@ def test_a_damaged_file_is_not_called_a_full_disk(tmp_path, capsys):
     for _ in range(2): one_pass(dls)
     out = capsys.readouterr().out
     assert 'cut short' in out and 'free disk leaves no room' not in out
+
+def test_a_file_that_was_removed_is_not_gone_on_with(tmp_path):
+    photo_folder(tmp_path/'photos', 10, size)
+    def in_file(folder): return stock(tmp_path/'photos').in_memory('preload', path=folder)
+    dls = in_file(tmp_path/'cache')
+    assert in_file(tmp_path/'cache').train.cache is dls.train.cache
+    the_file(tmp_path/'cache').unlink()
+    again = in_file(tmp_path/'cache')
+    assert dls.memory.n_cached==again.memory.n_cached==10 and the_file(tmp_path/'cache').stat().st_size>10*32*32*3
+    with pytest.raises(ValueError, match="path='' is no folder"): in_file('')

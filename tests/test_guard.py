@@ -1,5 +1,5 @@
 "The guard on made-up and on real cgroups, and what a cache does when it says no"
-import resource, time, uuid
+import resource, time
 from pathlib import Path
 from threading import Thread
 
@@ -352,19 +352,6 @@ def test_plan_is_within_ten_percent(tmp_path, store):
     assert cache.plan().total_bytes==pytest.approx(dls.memory.cached_bytes, rel=.1)
     assert cache.arena.used_bytes==pytest.approx(cache.plan().total_bytes, rel=.1)
 
-_v1_root = Path('/sys/fs/cgroup/memory')
-
-@pytest.fixture
-def cgroup_700mb():
-    "A real version 1 cgroup with a limit of 700 MB, removed at the end"
-    group = _v1_root/f'fastmem-test-{uuid.uuid4().hex[:8]}'
-    try:
-        group.mkdir()
-        (group/'memory.limit_in_bytes').write_text('700000000')
-    except OSError: pytest.skip('this machine does not let us make a memory cgroup')
-    yield group
-    group.rmdir()
-
 program = '''
 import os, sys
 open(sys.argv[1]+'/cgroup.procs', 'w').write(str(os.getpid()))
@@ -372,7 +359,7 @@ from fastai.vision.all import *
 from fastmem.all import *
 from fastmem.guard import *
 assert any('fastmem-test' in o for o in memory_limits()), memory_limits()
-assert total_memory()<=700_000_000
+assert total_memory()<=900_000_000
 files = get_image_files(sys.argv[2])
 # each photo of 560 kB many times over, as so many files
 links = Path(sys.argv[2])/'many'; links.mkdir()
@@ -387,7 +374,7 @@ for _ in range(2):
     m0,m = globals().get('m'),dls.memory
 hits,misses = m.hits-m0.hits,m.misses-m0.misses
 assert m.n_cached<m.n_items, m
-assert m.n_cached or dls.train.fake_l.num_workers, m  # two workers take all that fastai's 530 MB leave of 700
+assert m.n_cached or dls.train.fake_l.num_workers, m  # fastai takes 530 MB of 900, the reserve 128, libraries in the page cache up to 100, and two workers what is left
 assert m0.n_cached==m.n_cached, (m0,m)
 assert abs(hits/(hits+misses)-m.cached_frac)<1e-9, (hits,misses,m)
 print(f'bound by {m.bound_by}, kept {m.cached_frac:.3f}')
@@ -395,9 +382,9 @@ dls.train.cache.check()
 '''
 
 @pytest.mark.parametrize('workers', [0,2])
-def test_more_data_than_a_real_cgroup_allows_is_not_killed(tmp_path, cgroup_700mb, workers):
+def test_more_data_than_a_real_cgroup_allows_is_not_killed(tmp_path, cgroup, workers):
     photo_folder(tmp_path/'photos', 20)
-    said = [o for o in run_program(tmp_path, program, cgroup_700mb, tmp_path, str(workers)).splitlines() if o.startswith('fastmem:')]
+    said = [o for o in run_program(tmp_path, program, cgroup(900_000_000), tmp_path, str(workers)).splitlines() if o.startswith('fastmem:')]
     assert len(said)==1 and 'cgroup' in said[0], said
 
 # The audit

@@ -505,3 +505,12 @@ def test_a_cell_may_hold_an_array(path):
     assert make(label(pd.concat([df,df]))).one_batch()[1].shape==(4,2)
     twice = pd.concat([df,df.assign(x=df.x*2)])
     with pytest.raises(ValueError, match='more than once'): label(twice)
+
+def test_a_cell_that_is_run_again_finds_its_images(path):
+    def cell(size=32): return make(from_folder(MemoryImageList, path, mode='preload').split_by_rand_pct(.2, seed=1).label_from_folder(), size=size)
+    data = cell()
+    for _ in range(2):
+        data = cell()
+        assert data.memory.n_cached==n_files and len({id(o) for o in shared_guard().caches})==1
+    assert make(from_folder(ImageListInMemory, path).split_none().label_from_folder()).memory.n_cached==0, 'which reads on command alone'
+    assert cell(24).train.cache is not data.train.cache

@@ -1,5 +1,5 @@
 "Memory that somebody else takes while two workers and the main process read: in a real cgroup, and on a host that is made up"
-import json, time, uuid
+import json, time
 from concurrent import futures
 from multiprocessing import get_context
 from pathlib import Path
@@ -9,26 +9,6 @@ from fastai.vision.all import *
 from fastmem.all import *
 from fastmem.arena import Arena
 from helpers import Inverted, photo_folder, run_program
-
-_v1_root = Path('/sys/fs/cgroup/memory')
-
-@pytest.fixture
-def cgroup():
-    "Make a real version 1 cgroup with a limit in bytes; removed at the end"
-    made = []
-    def make(limit_bytes):
-        group = _v1_root/f'fastmem-test-{uuid.uuid4().hex[:8]}'
-        try:
-            group.mkdir(); made.append(group)
-            (group/'memory.limit_in_bytes').write_text(str(limit_bytes))
-        except OSError: pytest.skip('this machine does not let us make a memory cgroup')
-        return group
-    yield make
-    for o in made:
-        for _ in range(50):
-            if not (o/'cgroup.procs').read_text(): break
-            time.sleep(.1)  # a process that has ended leaves its group a moment later
-        o.rmdir()
 
 def by_content(path, n, n_values=48, size=(400,300)):
     "`n` images of one value each: class folder and pixels are the same number, so that a wrong or torn one can be told"
