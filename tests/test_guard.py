@@ -359,7 +359,7 @@ from fastai.vision.all import *
 from fastmem.all import *
 from fastmem.guard import *
 assert any('fastmem-test' in o for o in memory_limits()), memory_limits()
-assert total_memory()<=900_000_000
+assert total_memory()<=int(sys.argv[4])
 files = get_image_files(sys.argv[2])
 # each photo of 560 kB many times over, as so many files
 links = Path(sys.argv[2])/'many'; links.mkdir()
@@ -374,17 +374,18 @@ for _ in range(2):
     m0,m = globals().get('m'),dls.memory
 hits,misses = m.hits-m0.hits,m.misses-m0.misses
 assert m.n_cached<m.n_items, m
-assert m.n_cached or dls.train.fake_l.num_workers, m  # fastai takes 530 MB of 900, the reserve 128, libraries in the page cache up to 100, and two workers what is left
-assert m0.n_cached==m.n_cached, (m0,m)
-assert abs(hits/(hits+misses)-m.cached_frac)<1e-9, (hits,misses,m)
+if dls.train.fake_l.num_workers==0:  # workers that start again may be made room for
+    assert m0.n_cached==m.n_cached>0, (m0,m)
+    assert abs(hits/(hits+misses)-m.cached_frac)<1e-9, (hits,misses,m)
 print(f'bound by {m.bound_by}, kept {m.cached_frac:.3f}')
 dls.train.cache.check()
 '''
 
-@pytest.mark.parametrize('workers', [0,2])
-def test_more_data_than_a_real_cgroup_allows_is_not_killed(tmp_path, cgroup, workers):
+@pytest.mark.parametrize('workers,limit_bytes', [(0,900_000_000), (2,700_000_000)])
+def test_more_data_than_a_real_cgroup_allows_is_not_killed(tmp_path, cgroup, workers, limit_bytes):
+    "fastai takes 530 MB, the reserve 128, and libraries in the page cache up to 100: of 700 MB two workers take all that is left"
     photo_folder(tmp_path/'photos', 20)
-    said = [o for o in run_program(tmp_path, program, cgroup(900_000_000), tmp_path, str(workers)).splitlines() if o.startswith('fastmem:')]
+    said = [o for o in run_program(tmp_path, program, cgroup(limit_bytes), tmp_path, str(workers), str(limit_bytes)).splitlines() if o.startswith('fastmem:')]
     assert len(said)==1 and 'cgroup' in said[0], said
 
 # The audit
