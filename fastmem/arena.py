@@ -255,7 +255,9 @@ def write(self:Arena,
     if file is not None and not file.knows(place): return False
     generation = self.watch()
     offset = self._keep(generation, place, planes, full, mode, file)
-    if offset is None: self.header['full'] = int(file is None or file.writable); return False
+    if offset is None:
+        if file is None or file.writable: self.header['full'] = 1
+        return False
     self.sizes[place] = *planes.shape[:0:-1],*full
     self.modes[place],self.pixel_bytes[place],self.stamps[place] = mode,planes.shape[0]*planes.itemsize,stamp
     if self.files: self.checksums[place] = 0

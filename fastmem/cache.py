@@ -395,8 +395,9 @@ def file_stamp(
     file, # Path, or anything else
 )->int: # 0 for what is no file, or not there
     "32 bits that are others when the size of `file`, or the time it was written, is another"
-    return _stamp(*file_stat(file)) if is_path(file) else 0
+    return _stamp(*_stat_of(file))
 
+def _stat_of(file): return file_stat(file) if is_path(file) else (0,0)
 def _stamp(n_bytes, time_ns): return (zlib.crc32(f'{n_bytes} {time_ns}'.encode()) or 1) if n_bytes or time_ns else 0
 
 _bytes_mode = 255  # in the place of the number of Pillow's mode
@@ -427,14 +428,14 @@ def _planes(self:ImageCache, at, cls, generation):
 @patch
 def _make(self:ImageCache, place, file, recipe, keep):
     "Read `file` and keep its pixels if `keep`"
-    stat = file_stat(file) if is_path(file) else (0,0)  # of before it is read: what is written meanwhile is noticed as a change
+    stat = _stat_of(file)  # of before it is read: what is written meanwhile is noticed as a change
     stamp,keep = _stamp(*stat),keep and place>=0 and not self.arena.header['paused'] and recipe not in self.without_file
     if recipe.method=='encoded' and stamp: return self._make_encoded(place, file, recipe, keep, stamp)
     pixels = make_pixels(file, recipe)
     if pixels.im.mode not in pixel_modes: return pixels
     pixels = pixels._replace(planes=to_planes(pixels.im))
     if keep:
-        if (in_file := self.file(recipe)) is not None: in_file.set_stat(place, stat)
+        if (in_file := self.file(recipe)) is not None: in_file.set_stats(place, stat)
         self.arena.write(place, pixels.planes, pixels.full, mode_names.index(pixels.im.mode), stamp, in_file)
     return pixels
 
@@ -662,7 +663,7 @@ def forget_changed(self:ImageCache,
     "Have files that have changed read again when a batch reaches them; the memory of their pixels is free after the next `purge`"
     at = self.changed(places, file_of, for_s)
     self.arena.places[places[at]],files = 0,[file_of(i) for i in at]
-    if files and (file := self.file(recipe)) is not None: file.set_keys(places[at], source_keys(_digests(files), files))
+    if files and (file := self.file(recipe)) is not None: file.set_stats(places[at], [file_stat(o) for o in files])
     return files
 
 @patch

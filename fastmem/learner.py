@@ -19,7 +19,6 @@ from fastai.learner import Learner, Recorder
 from fastai.torch_core import find_device, get_random_states, set_random_states
 from fastai.vision.augment import RandTransform
 from fastcore.all import *
-from PIL import Image
 
 from .guard import *
 from .plan import *
@@ -80,10 +79,10 @@ def _has_files(column, n=8):
     some = evenly(len(column), n)
     return all(is_path(o := column.file(i)) and o==column.file(i) for i in some)
 
-def _makes_images(dls):
-    "Whether a type transform makes images, from whatever"
-    types = [o for dl in dls.loaders for tl in item_lists(getattr(dl, 'dataset', None)) for o in L(getattr(tl, 'types', None))[-1:]]
-    return any(isinstance(o, type) and issubclass(o, Image.Image) for o in types)
+def _generates(dls):
+    "Whether there are images, though none that a file is opened for"
+    datasets = [o for dl in dls.loaders if not makes_own_items(o := getattr(dl, 'dataset', None))]
+    return any(makes_images(tl) for o in datasets for tl in item_lists(o))
 
 def _plan_warnings(dl, columns):
     "Where keeping the images of `dl` can't help, or not as much as it could"
@@ -100,7 +99,7 @@ def plan_loaders(
 )->MemoryPlan:
     "The plan for the images of `dls`, with warnings"
     columns = [o for dl in dls.loaders for o in image_columns(dl).values()]
-    if not columns and not _makes_images(dls): check_images(dls)
+    if not columns and not _generates(dls): check_images(dls)
     cache = getattr(dls.loaders[0], 'cache', None)
     guard,held_bytes = (cache.guard,cache.held_bytes) if cache else (shared_guard(),0)
     plans = plan_columns(columns, guard, n_timed, held_bytes)

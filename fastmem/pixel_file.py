@@ -374,21 +374,12 @@ def extend(self:PixelFile,
     self.places,self.keys = np.concatenate([self.places, places.astype(np.int32)]),np.concatenate([self.keys, keys])
 
 @patch
-def set_keys(self:PixelFile,
-    places:np.ndarray, # Of those that were given before
-    keys:np.ndarray, # From `source_keys`
+def set_stats(self:PixelFile,
+    places, # Of those that were given before, or one of them
+    stats, # From `file_stat`, for each
 ):
-    "Say that the sources of `places` have changed"
-    self.keys[np.searchsorted(self.places, places)] = keys
-
-@patch
-def set_stat(self:PixelFile,
-    place:int, # One of those that were given before
-    stat:tuple, # From `file_stat`
-):
-    "Say what the source of `place` was when it was read, which may be later than its key"
-    i = np.searchsorted(self.places, place)
-    self.keys[i] = *self.keys[i,:2],*np.array(stat, np.int64).view(np.uint64)
+    "Say what the sources of `places` are now, or were when they were read: other than when they were given"
+    self.keys[np.searchsorted(self.places, places),2:] = np.array(stats, np.int64).view(np.uint64)
 
 @patch
 def _key(self:PixelFile, place): return self.keys[np.searchsorted(self.places, place)]

@@ -1,5 +1,5 @@
 "Every test leaves its caches whole, and no process behind"
-import time, uuid, warnings
+import os, time, uuid, warnings
 from pathlib import Path
 
 import matplotlib
@@ -11,8 +11,10 @@ warnings.filterwarnings('ignore', category=FutureWarning, module='torch')
 root = Path(__file__).parents[1]
 
 def _is_helper(process):
-    "Whether it is one of multiprocessing's own, or `ready.py`, which stay, or has ended meanwhile"
-    try: return any(o in ' '.join(process.cmdline()) for o in ('resource_tracker','forkserver','ready.py'))
+    "Whether it is one of multiprocessing's own, or `ready.py`, which stay, or has ended meanwhile; what is forked from `ready.py` has to end"
+    try:
+        text = ' '.join(process.cmdline())
+        return 'resource_tracker' in text or 'forkserver' in text or ('ready.py' in text and process.ppid()==os.getpid())
     except psutil.Error: return True
 
 @pytest.fixture(autouse=True)

@@ -70,11 +70,23 @@ def _ready():
     program = Path(__file__).with_name('ready.py')
     return subprocess.Popen([sys.executable, '-W', 'ignore', program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
 
-def run_forked(tmp_path, code, *args, folder='.', timeout_s=300):
-    "As `run_program`, sooner, where it does not matter that fastai is imported already and that memory is shared with a parent; errors are in what it printed, too"
+def run_forked(tmp_path, code, *args, folder='.', timeout_s=300, status=0):
+    "As `run_program`, sooner, where it does not matter that fastai is imported already and that memory is shared with a parent; it has to end with `status`, and errors are in what it printed, too"
     out = tmp_path/'printed'
     with _program(tmp_path, code) as program:
         print(json.dumps(dict(argv=[str(o) for o in (program,*args)], out=str(out), folder=str(folder), timeout_s=timeout_s)), file=_ready().stdin, flush=True)
-        status = int(_ready().stdout.readline())
-    assert status==0, f'{status}: {out.read_text()}'
+        ended = int(_ready().stdout.readline())
+    assert ended==status, f'{ended}: {out.read_text()}'
     return out.read_text()
+
+command = """
+import sys
+from importlib.metadata import entry_points
+sys.argv = sys.argv[1:]
+(program,) = entry_points(group='console_scripts', name=sys.argv[0])
+sys.exit(program.load()())
+"""
+
+def run_command(tmp_path, name, *args, **kwargs):
+    "Run the command `name` as it is typed, as `run_forked` does"
+    return run_forked(tmp_path, command, name, *args, **kwargs)

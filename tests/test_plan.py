@@ -4,6 +4,7 @@ import pytest
 from fastai.vision.all import *
 from fastmem.all import *
 from fastmem.cache import *
+from fastmem.learner import plan_loaders
 from fastmem.plan import *
 from helpers import *
 
@@ -260,3 +261,12 @@ def test_the_plan_of_generated_images_is_a_warning():
     plan = learn.memory_plan()
     assert plan.n_items==0 and any('generated' in o for o in plan.warnings) and plan.verdict=='Keep nothing: no images are read from files'
     with pytest.raises(TypeError, match='no images'): dls.in_memory()
+
+class OwnItems(Datasets):
+    def __getitem__(self, i): return super().__getitem__(i)
+
+def test_items_that_a_dataset_makes_itself_are_no_plan(folder):
+    files = get_image_files(folder)
+    dsets = OwnItems(files, [[PILImage.create],[parent_label,Categorize()]], splits=[range(40),range(40,60)])
+    dls = DataLoaders(*[TfmdDL(o, bs=8, after_item=[Resize(64),ToTensor()], num_workers=0) for o in (dsets.train,dsets.valid)])
+    with pytest.raises(TypeError, match='OwnItems makes its items'): plan_loaders(dls)
