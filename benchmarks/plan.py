@@ -5,6 +5,7 @@ from pathlib import Path
 from contest import *
 from data import *
 from fastmem.all import *
+from fastmem.recipe import *
 from fastmem.plan import *
 
 million = 1_000_000

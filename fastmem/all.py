@@ -1,6 +1,7 @@
 "What notebooks use of fastmem, to be imported after `fastai.vision.all`"
 from fastmem.guard import MemoryGuard, available_memory, memory_limits, shared_guard, total_memory, human_bytes
-from fastmem.plan import MemoryPlan, Recipe, probe
+from fastmem.recipe import Recipe
+from fastmem.plan import MemoryPlan, probe
 from fastmem.arena import Arena
 from fastmem.cache import ImageCache
 from fastmem.block import MemDL, MemImageBlock, MemMaskBlock

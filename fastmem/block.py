@@ -25,6 +25,7 @@ from fasttransform import Pipeline, Transform, compose_tfms
 from fastcore.all import *
 
 from .guard import *
+from .recipe import *
 from .plan import *
 from .cache import *
 

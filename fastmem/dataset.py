@@ -22,6 +22,7 @@ from PIL import Image, ImageFile
 from torch.utils.data import Dataset, IterableDataset
 
 from .guard import *
+from .recipe import *
 from .plan import *
 from .cache import *
 from .block import *

@@ -25,6 +25,7 @@ from fastai.vision.gan import generate_noise
 from fastcore.all import *
 from fasttransform import Pipeline
 
+from .recipe import *
 from .plan import *
 from .cache import *
 from .block import *

@@ -21,6 +21,7 @@ from fastai.vision.augment import RandTransform
 from fastcore.all import *
 
 from .guard import *
+from .recipe import *
 from .plan import *
 from .cache import *
 from .block import *

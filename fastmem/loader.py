@@ -27,6 +27,7 @@ from fasttransform import Pipeline, Transform, compose_tfms
 from fastcore.all import *
 
 from .guard import *
+from .recipe import *
 from .plan import *
 from .arena import *
 from .cache import *

@@ -6,6 +6,7 @@ import pytest
 from PIL import ImageFile
 from fastai.vision.all import *
 from fastmem.all import *
+from fastmem.recipe import *
 from fastmem.plan import *
 from helpers import *
 

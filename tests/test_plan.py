@@ -5,6 +5,7 @@ from fastai.vision.all import *
 from fastmem.all import *
 from fastmem.cache import *
 from fastmem.learner import plan_loaders
+from fastmem.recipe import *
 from fastmem.plan import *
 from helpers import *
 

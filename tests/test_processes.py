@@ -6,6 +6,7 @@ import psutil
 import pytest
 from fastai.vision.all import *
 from fastmem.all import *
+from fastmem.recipe import *
 from fastmem.cache import *
 from helpers import photo_folder, run_forked, run_program
 
@@ -22,6 +23,7 @@ start_method = '''
 import torch.multiprocessing as mp, shutil, sys
 from fastai.vision.all import *
 from fastmem.all import *
+from fastmem.recipe import *
 from fastmem.cache import *
 from helpers import Inverted, photo_folder
 
@@ -100,6 +102,7 @@ interrupted = '''
 import os, signal, sys, threading, time
 from fastai.vision.all import *
 from fastmem.all import *
+from fastmem.recipe import *
 from fastmem.cache import *
 from fastmem import cache as module
 path = sys.argv[1]
