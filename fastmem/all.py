@@ -4,8 +4,8 @@ from fastmem.recipe import Recipe
 from fastmem.plan import MemoryPlan, probe
 from fastmem.arena import Arena
 from fastmem.cache import ImageCache
-from fastmem.block import MemDL, MemImageBlock, MemMaskBlock
-from fastmem.loader import CacheStats
+from fastmem.loader import MemDL
+from fastmem.api import CacheStats, MemImageBlock, MemMaskBlock
 from fastmem.learner import MemoryCallback
 from fastmem.image_list import (CategoryList, FloatList, GANItemList, ImageList, ImageListInMemory, ItemLists, LabelLists, MemoryImageList,
                                 MultiCategoryList, SegmentationLabelList)

@@ -549,4 +549,5 @@ class BatchMemory:
         self.free[id(memory)] = memory
         for o in sorted(list(self.free.values()), key=len)[:-self.n_free]: self.free.pop(id(o), None)
 
+    def clear(self): self.free.clear()
     def __reduce__(self): return BatchMemory, (self.n_free,)  # a spawned worker has its own

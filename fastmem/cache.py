@@ -86,7 +86,6 @@ class ImageCache:
         self.reserved,self.known,self.n_seen,self.without_file = {},{},0,set() # recipes whose file the disk has no room for
         self.verdict,self.given_bytes = None,guard.given_bytes
         self.item_bytes = {} # {recipe: (bytes of an image, standard error of that as a fraction)} where they are known
-        self.encoded,self.why = None,'' # whether 'auto' keeps files as they are, `None` until it is asked, and why
         shared_guard().caches.add(self)
 
     def add(self,
@@ -288,6 +287,67 @@ def read(self:ImageCache,
     pixels = self._make(place, file() if callable(file) else file, recipe, keep)
     if pct is None or recipe.method not in ('crop','pad'): return recipe.cls(pixels.im)
     return from_planes(cut(pixels.planes, pixels.full, recipe, pct), pixels.im.mode, recipe.cls)
+
+# %% ../nbs/05_cache.ipynb #247f412f
+@patch
+def ready(self:ImageCache, slots): return self.arena.ready(slots)
+@patch
+def slot_bytes(self:ImageCache, slots): return self.arena.image_bytes(slots)
+@patch(as_prop=True)
+def is_full(self:ImageCache): return bool(self.arena.header['full'])
+@patch(as_prop=True)
+def may_cache(self:ImageCache): return not (self.arena.header['full'] or self.arena.header['paused'])
+@patch(as_prop=True)
+def hits_misses(self:ImageCache): return self.arena.hits_misses
+@patch(as_prop=True)
+def has_skips(self:ImageCache): return bool(self.arena.header['skips'])
+@patch
+def note_skips(self:ImageCache): self.arena.header['skips'] = 1
+@patch(as_prop=True)
+def memory_guard(self:ImageCache): return self.arena.guard
+@patch(as_prop=True)
+def is_there(self:ImageCache): return all(o.is_there for o in self.arena.files.values())
+@patch
+def tell_once(self:ImageCache, kind, text):
+    with self.arena.locked(): is_new,self.arena.header['told'] = not self.arena.header['told'],1
+    if is_new: print(f'fastmem: {text}', flush=True)
+@patch
+def tell_again(self:ImageCache, kind): self.arena.header['told'] = 0
+
+
+# %% ../nbs/05_cache.ipynb #c26841ed
+@patch
+def decide(self:ImageCache, verdict):
+    "Note what the plan says: 'keep', 'partial', 'stream', or `None` where there is none"
+    self.verdict = verdict
+
+@patch
+def given_back_bytes(self:ImageCache)->int:
+    "Return the bytes that caches of the guard have given back since this was asked last"
+    before,self.given_bytes = self.given_bytes,self.guard.given_bytes
+    if self.given_bytes>before: self.batches.clear()
+    return self.given_bytes-before
+
+@patch
+def mean_bytes(self:ImageCache, recipe)->int:
+    "Return what an image of `recipe` takes, as planned"
+    n,total_bytes,_ = self.planned.get(recipe, (0,0,0.))
+    return total_bytes//max(n, 1)
+
+@patch
+def image_size(self:ImageCache, slot, recipe)->tuple: # `None` if it is not there
+    "Return the (width, height) of the image that is kept at `slot`"
+    at = self.arena.place(slot) if slot>=0 else None
+    if at is None: return None
+    return at.full if recipe.store=='encoded' else at.stored
+
+@patch
+def measure(self:ImageCache, file, recipe)->tuple:
+    "Find the (width, height) at which `file` would be kept, from its header if that says all"
+    header = image_header(file) if is_path(file) and opens_as_stock(recipe.cls) else None
+    full = header[:2] if header else make_pixels(file, recipe).full
+    return tuple(map(int, recipe.stored_size(full)))
+
 
 # %% ../nbs/05_cache.ipynb #0470bbb0
 @patch

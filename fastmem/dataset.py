@@ -25,8 +25,11 @@ from .guard import *
 from .recipe import *
 from .plan import *
 from .cache import *
-from .block import *
+from .columns import *
+from .batch import *
+from .messages import *
 from .loader import *
+from .api import *
 
 # %% ../nbs/13_dataset.ipynb #b220f8e8
 def _children(x, name):
@@ -205,8 +208,8 @@ def check_alike(
     what:str, # Its name, for the error
 ):
     "A `ValueError` if `sample` differs when it is read again; the caller keeps the random numbers, not this, or all samples would see the same"
-    data,before,n_reads = encode_sample(sample),all_random(),1
-    while n_reads<(_n_reads if all_random()==before else _n_random_reads):
+    data,before,n_reads = encode_sample(sample),drawn_state(),1
+    while n_reads<(_n_reads if drawn_state()==before else _n_random_reads):
         again,n_reads = read(),n_reads+1
         if encode_sample(again)!=data:
             raise ValueError(f"{what} differs in `{_difference(sample, again)}` when it is read again, and a cache would freeze it. Random transforms belong "
@@ -215,7 +218,7 @@ def check_alike(
 
 # %% ../nbs/13_dataset.ipynb #cd473a95
 on_randoms = 'raise','freeze'
-words = Words('samples', 'samples', 'the dataset', 'fewer or smaller samples')
+words = Nouns('samples', 'samples', 'the dataset', 'fewer or smaller samples')
 
 class SampleCache:
     "Samples by place, through an `ImageCache`"
@@ -229,9 +232,9 @@ class SampleCache:
         **others # None
     ):
         if others: raise TypeError(f"samples have no option {first(others)!r}: there are mode, guard, cache, on_full and on_random")
-        check_guard(cache, guard)
+        check_own(cache, guard=guard)
         self.options = dict(mode=mode, on_full=on_full, on_random=on_random)
-        for (name,value),known in zip(self.options.items(), (modes,on_fulls,on_randoms)): check_word(name, value, known)
+        for (name,value),known in zip(self.options.items(), (fill_modes,on_fulls,on_randoms)): check_choice(name, value, known)
         self.cache = ImageCache(guard) if cache is None else cache
 
     @property
@@ -245,12 +248,12 @@ class SampleCache:
         data = encode_sample(sample)
         if place>=0 and self.keeps:
             self.cache.keep_bytes(place, data, stamp=stamp)
-            if self.cache.arena.header['full']: tell_full(self.cache, words)
+            if self.cache.arena.header['full']: warn_full(self.cache, words)
         return data
 
     def find(self, places):
         "For each of `places`, [the sample] or [] if there is none"
-        tell_given(self.cache, words)
+        warn_given_back(self.cache, words)
         return [[] if o is None else [decode_sample(o)] for o in self.cache.read_all_bytes(np.array(places, np.int64))]
 
     def keep(self, place, sample, stamp=0):
@@ -369,7 +372,7 @@ def _reserve(self:CachedDataset):
             if len(sizes)<_n_surely or time.perf_counter()-start_s<_check_s: sizes += self._check_sample(i)
     mean,error = (np.mean(sizes),np.std(sizes)/np.mean(sizes)/len(sizes)**.5) if sizes else (0,0)
     res = self.cache.reserve(self.dataset, n, int(mean*n), float(error))
-    decide(self.cache, options, words)
+    apply_plan(self.cache, options['mode'], options['on_full'], words)
     return res
 
 # %% ../nbs/13_dataset.ipynb #5a7e78aa
@@ -413,7 +416,7 @@ def preload(self:CachedDataset,
     "Read all samples now; call it again to go on after an interrupt"
     kept,cache = self._kept,self.cache
     if kept.options['mode']=='stream': raise ValueError("mode='stream' keeps nothing: wrap the dataset with another mode")
-    cache.resume(); decide(cache, kept.options, words)
+    cache.resume(); apply_plan(cache, kept.options['mode'], kept.options['on_full'], words)
     def source_of(i): return f'sample {i}',int(i)
     def make(place, name, i): kept.put(place, self.dataset[i])
     with as_it_was(self.dataset):

@@ -28,8 +28,11 @@ from fasttransform import Pipeline
 from .recipe import *
 from .plan import *
 from .cache import *
-from .block import *
+from .columns import *
+from .batch import *
+from .messages import *
 from .loader import *
+from .api import *
 
 # %% ../nbs/12_image_list.ipynb #bf15d6cb
 class ListMemory:
@@ -40,7 +43,7 @@ class ListMemory:
         options:dict, # The other options of `in_memory`
     ):
         inspect.signature(DataLoaders.in_memory).bind(None, mode, **options)  # raises what calling it would
-        check_guard(options.get('cache'), options.get('guard'))
+        check_own(options.get('cache'), guard=options.get('guard'))
         store_attr()
         self.cache,self.asked,self.item_tfms = options.get('cache'),set(),None # recipes that were loaded; item transforms of the last loaders
 

@@ -24,8 +24,11 @@ from .guard import *
 from .recipe import *
 from .plan import *
 from .cache import *
-from .block import *
+from .columns import *
+from .batch import *
+from .messages import *
 from .loader import *
+from .api import *
 
 # %% ../nbs/11_learner.ipynb #3d8a3da9
 def disk_read_s(

@@ -4,7 +4,7 @@ import gc, random, time, tracemalloc
 import pytest
 from fastai.vision.all import *
 from fastmem.all import *
-from fastmem.loader import FloatPipeline, TargetColumn
+from fastmem.batch import FloatPipeline, TargetColumn
 from fastmem.arena import BatchMemory
 from fasttransform import Pipeline
 from helpers import Inverted, batches, photo, photo_folder, psnr, random_states, run_forked
@@ -213,7 +213,7 @@ def test_floats_are_those_of_stock(tfms, cls):
 extended = '''
 from fastai.vision.all import *
 from fastmem.arena import BatchMemory
-from fastmem.loader import FloatPipeline
+from fastmem.batch import FloatPipeline
 from fasttransform import Pipeline
 def check():
     tfms = [IntToFloatTensor(), Normalize.from_stats(*imagenet_stats, cuda=False)]

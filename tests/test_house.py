@@ -6,7 +6,7 @@ import pytest
 from helpers import run_forked
 
 root = Path(__file__).parents[1]
-house = ['guard','recipe','plan','pixel_file','arena','cache','block','loader','learner','image_list','dataset','cli']
+house = ['guard','recipe','plan','pixel_file','arena','cache','columns','batch','messages','loader','api','learner','image_list','dataset','cli']
 
 def imports(path):
     "Names of the fastmem modules that a module imports, wherever in it the import stands"
