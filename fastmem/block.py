@@ -128,7 +128,7 @@ def _encoded(dl, cls, size):
         raise ValueError("store='encoded' keeps files in memory, and a path keeps pixels on disk: leave one of them out")
     if size is not None: raise ValueError(f"size={size} is of resized images, and store='encoded' keeps files as they are: leave one of them out")
     if not opens_as_stock(cls): raise ValueError(f"{cls.__name__} has a `create` of its own, which may need a file: use store='decoded'")
-    return Recipe(cls, 'encoded')
+    return Recipe(cls, store='encoded')
 
 def choose_recipe(
     dl, # Of fastai
@@ -160,7 +160,7 @@ def has_most(
     "Whether `cache` has a place for most images of `columns`, and how warm it is"
     found = []
     for o in filter(len, columns):
-        places = cache.find([o.file(i) for i in evenly(len(o), n)], Recipe(o.recipe.cls, 'encoded') if encoded else o.recipe)
+        places = cache.find([o.file(i) for i in evenly(len(o), n)], Recipe(o.recipe.cls, store='encoded') if encoded else o.recipe)
         if sum(places>=0) <= len(places)/2: return 0
         found.append(cache.arena.ready(places[places>=0]).sum())
     return 1+int(sum(found)) if found else 0

@@ -263,7 +263,7 @@ def _make(self:ImageCache, place, file, recipe, keep):
     "Read `file` and keep its pixels if `keep`"
     stat = _stat_of(file)  # of before it is read: what is written meanwhile is noticed as a change
     stamp,keep = _stamp(*stat),keep and place>=0 and not self.arena.header['paused'] and recipe not in self.without_file
-    if recipe.method=='encoded' and stamp: return self._make_encoded(place, file, recipe, keep, stamp)
+    if recipe.store=='encoded' and stamp: return self._make_encoded(place, file, recipe, keep, stamp)
     pixels = make_pixels(file, recipe)
     if pixels.im.mode not in pixel_modes: return pixels
     pixels = pixels._replace(planes=to_planes(pixels.im))
@@ -528,4 +528,4 @@ def _check_kept(self:ImageCache, recipe, kept):
     ids = kept.places[self.arena.ready(kept.places)]
     record = {k: getattr(self.arena, o)[ids] for k,o in dict(size='sizes', mode='modes', pixel_bytes='pixel_bytes').items()}
     as_bytes = (record['mode']==_bytes_mode) & (record['pixel_bytes']==1) & (record['size'][:,1]==1)
-    demand(as_bytes if recipe.method=='encoded' else could_make(recipe, record), ids, f"holds what can't be kept {recipe.store}")
+    demand(as_bytes if recipe.store=='encoded' else could_make(recipe, record), ids, f"holds what can't be kept {recipe.store}")

@@ -207,7 +207,7 @@ def _stored_size(dl, column, i):
     recipe = column.recipe
     if recipe.method in ('crop','squish','pad'): return recipe.size
     at = dl.cache.arena.place(column.places[i]) if column.places[i]>=0 else None
-    if at: return at.full if recipe.method=='encoded' else at.stored
+    if at: return at.full if recipe.store=='encoded' else at.stored
     file = column.file(i)
     header = image_header(file) if is_path(file) and opens_as_stock(recipe.cls) else None
     return tuple(map(int, recipe.stored_size(header[:2] if header else make_pixels(file, recipe).full)))
