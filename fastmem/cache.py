@@ -214,14 +214,20 @@ def known_places(self:ImageCache)->np.ndarray:
 
 # %% ../nbs/05_cache.ipynb #669b96ab
 @patch
-def _image(self:ImageCache, place, cls, region):
-    "An image of `cls` with what `region(planes, full size)` shows of the stored planes; `None` if the place is empty"
+def _view(self:ImageCache, at, mode, recipe):
+    "The planes at `at`, where they lie"
+    bands,dtype = pixel_modes[mode]
+    return as_planes(self.arena.view(at, bands, dtype), bands, at.stored, recipe)
+
+@patch
+def _image(self:ImageCache, place, recipe, region):
+    "An image of the recipe's class with what `region(planes, full size)` shows of the stored planes; `None` if the place is empty"
     generation = self.arena.watch()
     at = self.arena.place(place)
     if at is None: return None
-    if at.mode==_bytes_mode: return self._open_kept(at, cls, generation)
+    if at.mode==_bytes_mode: return self._open_kept(at, recipe.cls, generation)
     mode = mode_names[at.mode]
-    im = from_planes(region(self.arena.view(at, *pixel_modes[mode]), at.full), mode, cls)
+    im = from_planes(region(self._view(at, mode, recipe), at.full), mode, recipe.cls)
     return im if self.arena.watch()==generation else None
 
 def file_stamp(
@@ -251,25 +257,26 @@ def _open_kept(self:ImageCache, at, cls, generation):
     return cls.create(data) if self.arena.generation==generation else None
 
 @patch
-def _planes(self:ImageCache, at, cls, generation):
-    "The planes at `at`; `None` if it is empty, or they have not the mode of `cls`"
+def _planes(self:ImageCache, at, recipe, generation):
+    "The planes at `at`; `None` if it is empty, or they have not the mode of the recipe's class"
     if at is None: return None
-    if at.mode==_bytes_mode: return None if (im := self._open_kept(at, cls, generation)) is None else to_planes(im)
-    mode = open_mode(cls)
-    return self.arena.view(at, *pixel_modes[mode]) if mode_names[at.mode]==mode else None
+    if at.mode==_bytes_mode: return None if (im := self._open_kept(at, recipe.cls, generation)) is None else to_planes(im)
+    mode = open_mode(recipe.cls)
+    return self._view(at, mode, recipe) if mode_names[at.mode]==mode else None
 
 @patch
 def _make(self:ImageCache, place, file, recipe, keep):
     "Read `file` and keep its pixels if `keep`"
     stat = _stat_of(file)  # of before it is read: what is written meanwhile is noticed as a change
     stamp,keep = _stamp(*stat),keep and place>=0 and not self.arena.header['paused'] and recipe not in self.without_file
-    if recipe.store=='encoded' and stamp: return self._make_encoded(place, file, recipe, keep, stamp)
+    if recipe.method=='encoded' and stamp: return self._make_encoded(place, file, recipe, keep, stamp)
     pixels = make_pixels(file, recipe)
     if pixels.im.mode not in pixel_modes: return pixels
-    pixels = pixels._replace(planes=to_planes(pixels.im))
-    if keep:
+    stored,bands = to_stored(pixels.im, recipe),pixel_modes[pixels.im.mode][0]
+    pixels = pixels._replace(planes=as_planes(stored, bands, pixels.im.size, recipe))
+    if keep and keeps_mode(recipe, pixels.im.mode):
         if (in_file := self.file(recipe)) is not None: in_file.set_stats(place, stat)
-        self.arena.write(place, pixels.planes, pixels.full, mode_names.index(pixels.im.mode), stamp, in_file)
+        self.arena.write(place, stored.reshape(pixels.planes.shape), pixels.full, mode_names.index(pixels.im.mode), stamp, in_file)
     return pixels
 
 @patch
@@ -282,7 +289,7 @@ def read(self:ImageCache,
 )->Image.Image: # Of the recipe's class, its own to change
     "The pixels of one file"
     region = (lambda planes,full: planes) if pct is None else (lambda planes,full: cut(planes, full, recipe, pct))
-    hit = self._image(place, recipe.cls, region) if place>=0 else None
+    hit = self._image(place, recipe, region) if place>=0 else None
     self.arena.count(*((0,1) if hit is None else (1,0)))
     if hit is not None: return hit
     pixels = self._make(place, file() if callable(file) else file, recipe, keep)
@@ -371,6 +378,7 @@ def _submit_next(pool, f, items):
 def _copyable(self:ImageCache, places, recipe, out):
     "Which places hold an image of which a window of the size of `out` can be copied as it is"
     arena,(H,W) = self.arena,out.shape[2:]
+    if is_interleaved(recipe, (W,H)) and out.shape[1]>1: return np.zeros(len(places), bool)
     arena.verify(places)
     res = arena.ready(places) & (arena.modes[places]==mode_names.index(open_mode(recipe.cls)))
     if recipe.method=='crop': return res
@@ -393,7 +401,7 @@ class OtherSize(Exception): "An image of a batch has another size than the first
 def _show(self:ImageCache, place, file_of, recipe, shown, out, keep):
     "Write what `shown(planes, full size)` makes of one image to `out`; whether it was in memory"
     generation,at = self.arena.watch(),self.arena.place(place) if place>=0 else None
-    if (planes := self._planes(at, recipe.cls, generation)) is not None:
+    if (planes := self._planes(at, recipe, generation)) is not None:
         planes = shown(planes, at.full)
         if planes.shape==out.shape: out[:] = planes
         if self.arena.watch()==generation and planes.shape==out.shape: return True
@@ -528,4 +536,4 @@ def _check_kept(self:ImageCache, recipe, kept):
     ids = kept.places[self.arena.ready(kept.places)]
     record = {k: getattr(self.arena, o)[ids] for k,o in dict(size='sizes', mode='modes', pixel_bytes='pixel_bytes').items()}
     as_bytes = (record['mode']==_bytes_mode) & (record['pixel_bytes']==1) & (record['size'][:,1]==1)
-    demand(as_bytes if recipe.store=='encoded' else could_make(recipe, record), ids, f"holds what can't be kept {recipe.store}")
+    demand(as_bytes if recipe.method=='encoded' else could_make(recipe, record), ids, f"holds what can't be kept {recipe.store}")
