@@ -238,7 +238,8 @@ def _pad_centre(im, recipe, full, frac):
 
 def _resize_nearest(im, recipe, full):
     "The aligned grid without mixing pixels"
-    x,y = recipe.nearest_index(full)
+    crop = _crop(*_as_arrays(full), recipe.size)
+    x,y = [nearest_index(n, int(cp), px) for n,cp,px in zip(full, crop, recipe.size)]
     return Image.fromarray(np.asarray(im)[y[:,None],x])
 
 def make_pixels(
