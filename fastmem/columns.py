@@ -353,7 +353,7 @@ def _short_recipe(cls, size):
     return Recipe(cls, 'short', (size,size), resample=int(resample))
 
 def _encoded_recipe(cls):
-    if opens_as_stock(cls): return Recipe(cls, 'encoded')
+    if opens_as_stock(cls): return Recipe(cls, store='encoded')
     raise ValueError(f"{cls.__name__} has a `create` of its own, which may need a file: use store='decoded'")
 
 # %% ../nbs/06_columns.ipynb #09fc2f0c

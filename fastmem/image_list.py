@@ -64,7 +64,7 @@ class ListMemory:
         res = {'store':'auto', 'size':None, **self.options}
         if not self.asked or res['store']!='auto' or res['size'] is not None: return res
         columns = [o for dl in dls.loaders for o in image_columns(dl).values()]
-        whole = first(o for o in self.asked if o.method in (None,'encoded') for c in columns if c.recipe.cls is o.cls and self.ready(c.files(), o).any())
+        whole = first(o for o in self.asked if o.method is None for c in columns if c.recipe.cls is o.cls and self.ready(c.files(), o).any())
         return res if whole is None else {**res, 'store':whole.store}
 
     def in_memory(self, dls, **kwargs)->DataLoaders:
@@ -112,7 +112,7 @@ class ListMemory:
     )->Recipe: # `None` if it is not
         "How `file` is in memory, if it is there uncropped"
         kept = () if self.cache is None else self.cache.kept
-        return first(o for o in kept if o.cls is cls and o.method in (None,'encoded','short') and self.ready([file], o).all())
+        return first(o for o in kept if o.cls is cls and o.method in (None,'short') and self.ready([file], o).all())
 
     def __repr__(self): return f"ListMemory: mode='{self.mode}', {ifnone(self.cache, 'nothing kept yet')}"
 
