@@ -161,7 +161,7 @@ def has_most(
     for o in filter(len, columns):
         places = cache.find([o.file(i) for i in evenly(len(o), n)], Recipe(o.recipe.cls, 'encoded') if encoded else o.recipe)
         if sum(places>=0) <= len(places)/2: return 0
-        found.append(cache.arena.ready(places[places>=0]).sum())
+        found.append(cache.ready(places[places>=0]).sum())
     return 1+int(sum(found)) if found else 0
 
 def living_cache(
@@ -170,7 +170,7 @@ def living_cache(
 )->ImageCache: # `None` if there is none
     "The warmest cache in use that has a place for most images of `columns`"
     guard,path = ifnone(options['guard'], shared_guard()),cache_folder(options.get('path'))
-    caches = [o for o in list(shared_guard().caches) if o.path==path and guard.same(o.arena.guard) and all(f.is_there for f in o.arena.files.values())]
+    caches = [o for o in list(shared_guard().caches) if o.path==path and guard.same(getattr(o.guard, 'guard', o.guard)) and all(f.is_there for f in o.files.values())]
     warmth = {o: has_most(o, columns) or (has_most(o, columns, encoded=True) if options['store']=='auto' else 0) for o in caches}
     res = max(warmth, key=warmth.get, default=None)
     if not warmth.get(res): return None

@@ -236,15 +236,14 @@ class SampleCache:
     @property
     def keeps(self)->bool:
         "Whether what is read now is kept"
-        header = self.cache.arena.header
-        return not (self.options['mode']=='stream' or self.cache.verdict=='stream' or header['full'] or header['paused'])
+        return self.options['mode']!='stream' and self.cache.verdict!='stream' and self.cache.may_cache
 
     def put(self, place, sample, stamp=0):
         "The bytes of `sample`, which are kept if they may be"
         data = encode_sample(sample)
         if place>=0 and self.keeps:
             self.cache.keep_bytes(place, data, stamp=stamp)
-            if self.cache.arena.header['full']: tell_full(self.cache, words)
+            if self.cache.is_full: tell_full(self.cache, words)
         return data
 
     def find(self, places):
@@ -270,8 +269,8 @@ def stats(self:SampleCache,
     places:np.ndarray, # Of the samples
 )->SampleStats:
     "What is in memory at `places`"
-    cache,n_bytes = self.cache,self.cache.arena.image_bytes(places)
-    hits,misses = cache.arena.hits_misses
+    cache,n_bytes = self.cache,self.cache.slot_bytes(places)
+    hits,misses = cache.hits_misses
     return SampleStats(len(places), int((n_bytes>0).sum()), int(n_bytes.sum()), hits, misses, cache.guard.budget(), available_memory(),
                        cache.guard.binding(), self.options['mode'], 'as bytes', 'by PyTorch', loaders=(ref(self),))
 
@@ -472,7 +471,7 @@ class CachedLoader:
     @property
     def memory(self)->SampleStats:
         "What is in memory of the files that were loaded so far"
-        return self._kept.stats(self.cache.known_places())
+        return self._kept.stats(self.cache.known_places(self._number))
     def __repr__(self): return f'cached({getattr(self.fn, "__name__", self.fn)}): {self.memory.n_cached:,} files, {human_bytes(self.memory.cached_bytes)}'
 
 @delegates(CachedLoader)

@@ -53,7 +53,7 @@ class ListMemory:
         recipe:Recipe, # How their pixels are made
     )->np.ndarray: # A mask
         "Which of `files` are in memory now"
-        return np.zeros(len(files), bool) if self.cache is None else self.cache.arena.ready(self.cache.find(files, recipe))
+        return np.zeros(len(files), bool) if self.cache is None else self.cache.ready(self.cache.find(files, recipe))
 
     def _options(self, dls):
         "Of `in_memory`: what was loaded whole, before a transform was known, goes on to be"
@@ -107,7 +107,7 @@ class ListMemory:
         cls:type, # fastai's image class
     )->Recipe: # `None` if it is not
         "How `file` is in memory, if it is there uncropped"
-        kept = () if self.cache is None else self.cache.kept
+        kept = () if self.cache is None else self.cache.salts
         return first(o for o in kept if o.cls is cls and o.method in (None,'encoded','short') and self.ready([file], o).all())
 
     def __repr__(self): return f"ListMemory: mode='{self.mode}', {ifnone(self.cache, 'nothing kept yet')}"

@@ -6,8 +6,8 @@ Docs: https://fastmem.github.io/fastmem/loader.html.md"""
 
 # %% auto #0
 __all__ = ['worker_bytes', 'makes_images', 'TargetSample', 'sample_targets', 'all_random', 'why_items', 'TargetColumn',
-           'DrawnBatch', 'n_threads', 'FloatPipeline', 'WorkerRandom', 'Words', 'tell_given', 'tell', 'decide',
-           'tell_full', 'fill_columns', 'preload_columns', 'report_fill', 'check_images', 'CacheStats', 'MemDL']
+           'DrawnBatch', 'n_threads', 'FloatPipeline', 'WorkerRandom', 'Words', 'tell_given', 'decide', 'tell_full',
+           'fill_columns', 'preload_columns', 'report_fill', 'check_images', 'CacheStats', 'MemDL']
 
 # %% ../nbs/09_loader.ipynb #a126869c
 import gc, itertools, random, time
@@ -106,7 +106,7 @@ def why_items(
     "Why the batches of `dl` are made item by item"
     if not dl.columns: return 'no images'
     if not (dl.indexed and dl.bs and isinstance(dl.dataset, Datasets)): return 'the items are no tuples of a `Datasets`, or not indexed'
-    if dl.cache.arena.header['skips']: return 'items are skipped'
+    if dl.cache.has_skips: return 'items are skipped'
     if own := _own_methods(dl): return f'{own[0]} is replaced'
     if before := [o for o in dl.before_batch.fs if not is_noop(o)]: return f'{before[0].name} runs before the batch is made'
     if dl._sample is None: dl._sample = sample_targets(dl)
@@ -205,8 +205,8 @@ def _stored_size(dl, column, i):
     "(width, height) of the image of item `i` before it is edited"
     recipe = column.recipe
     if recipe.method in ('crop','squish','pad'): return recipe.size
-    at = dl.cache.arena.place(column.places[i]) if column.places[i]>=0 else None
-    if at: return at.full if recipe.method=='encoded' else at.stored
+    size = dl.cache.size_of(column.places[i], recipe)
+    if size: return size
     file = column.file(i)
     header = image_header(file) if is_path(file) and opens_as_stock(recipe.cls) else None
     return tuple(map(int, recipe.stored_size(header[:2] if header else make_pixels(file, recipe).full)))
@@ -378,7 +378,7 @@ class WorkerRandom:
 @patch
 def n_missing(self:MemDL)->int:
     "Images of this loader that are not in memory"
-    return sum(int((~self.cache.arena.ready(o.places)).sum()) for o in self.columns.values())
+    return sum(int((~self.cache.ready(o.places)).sum()) for o in self.columns.values())
 
 _slow_target_s = .001
 
@@ -390,6 +390,7 @@ def _in_process(self:MemDL):
 @patch
 def _start_epoch(self:MemDL):
     if self.columns: self.follow()
+    if self.columns: self.cache.sync()
     for j in [j for j,o in self.targets.items() if not o.current()]: del self.targets[j]
     self._why,self._worker_random = why_items(self),None
     if not self.columns: return
@@ -459,7 +460,7 @@ def tell_given(
     given_bytes,cache.given_bytes = cache.guard.given_bytes-cache.given_bytes,cache.guard.given_bytes
     if not given_bytes: return
     cache.batches.free.clear()
-    tell(cache, f'memory runs short ({cache.guard.binding()}): {human_bytes(given_bytes)} of {words.things} were given back and are read from '
+    cache.tell_once('given', f'memory runs short ({cache.guard.binding()}): {human_bytes(given_bytes)} of {words.things} were given back and are read from '
                 f'{words.origin}. Fewer workers, {words.way_out}, or more memory, would change that.')
 
 @patch
@@ -486,7 +487,7 @@ def _gathered(self:MemDL, samps):
     chunks,rand = chunked(samps, self.bs),self._worker_random
     for idxs,batch in map_threads(self._gather_drawn, self._drawn(chunks, rand), 1 if rand and self.traced() else 0):
         if batch is None:  # a target was dropped: from here on batches are filled up item by item, as in stock
-            self.cache.arena.header['skips'] = 1
+            self.cache.note_skips()
             yield from super(MemDL, self).create_batches(itertools.chain(idxs, *chunks))
         elif len(idxs)==self.bs or not self.drop_last: yield batch
 
@@ -509,17 +510,11 @@ def _gather_drawn(self:MemDL, drawn):
 @patch
 def after_iter(self:MemDL):
     super(MemDL, self).after_iter()
-    if self.columns and self.keep and self.cache.arena.header['full']: tell_full(self.cache)
+    if not self.columns: return
+    self.cache.flush()
+    if self.keep and self.cache.is_full: tell_full(self.cache)
 
 # %% ../nbs/09_loader.ipynb #446bb154
-def tell(
-    cache:ImageCache, # What it is about
-    text:str, # One line
-):
-    "Print a line about memory that does not suffice, once a cache, in whichever process finds out"
-    with cache.arena.locked(): is_new,cache.arena.header['told'] = not cache.arena.header['told'],1
-    if is_new: print(f'fastmem: {text}', flush=True)
-
 def decide(
     cache:ImageCache, # With all files of its loaders added
     options:dict, # Of a loader
@@ -527,7 +522,7 @@ def decide(
 ):
     "Make the plan, once for the files of `cache`, and do what `on_full` says if it does not fit"
     if cache.verdict is not None or options['mode']=='stream': return
-    if cache.encoded and cache.why: tell(cache, cache.why)
+    if cache.encoded and cache.why: cache.tell_once('store', cache.why)
     plan,cache.verdict = cache.plan(),'keep'
     if plan.fits: return
     text = f'{plan.n_items:,} {words.things} need {human_bytes(plan.total_bytes)} {plan.store}, {plan.reason.split(",")[0]}'
@@ -535,7 +530,7 @@ def decide(
         cache.verdict = None
         raise MemoryError(f"{text}: use on_full='partial' to keep what fits, {words.way_out}, or a larger limit")
     cache.verdict = options['on_full']
-    tell(cache, f'{text}: ' + ('all are' if cache.verdict=='stream' else f'about {plan.cached_frac:.0%} are kept, the rest is')
+    cache.tell_once('full', f'{text}: ' + ('all are' if cache.verdict=='stream' else f'about {plan.cached_frac:.0%} are kept, the rest is')
          + f' read from {words.origin}. {_sentence(words.way_out)}, or more memory, would change that.{"" if cache.encoded else cache.why}')
 
 def _sentence(text): return text[:1].upper()+text[1:]
@@ -547,7 +542,7 @@ def tell_full(
     "Say that the guard stopped the fill"
     tell_given(cache)  # if it took images back, that is the news
     guard = cache.guard
-    tell(cache, f'{guard.binding()} leaves no room for more than {human_bytes(cache.held_bytes)} of {words.things}: '
+    cache.tell_once('full', f'{guard.binding()} leaves no room for more than {human_bytes(cache.held_bytes)} of {words.things}: '
                 f'the rest is read from {words.origin}. {_sentence(words.way_out)}, or more memory, would change that.')
 
 def fill_columns(
@@ -581,7 +576,7 @@ def report_fill(
     "Say what was done by `fill`, what did not fit and what can't be read"
     before,start_s = cache.n_bytes(),time.perf_counter()
     errors = fill()
-    if cache.arena.header['full']: tell_full(cache, words)
+    if cache.is_full: tell_full(cache, words)
     (n,n_bytes),took_s = [b-a for a,b in zip(before, cache.n_bytes())],time.perf_counter()-start_s
     newline = '' if IN_NOTEBOOK else '\n'  # a terminal's bar ends without one
     if n: print(f'{newline}fastmem: {n:,} {words.things}, {human_bytes(n_bytes)} in {took_s:.1f} s ({n/took_s:,.0f} {words.things}/s); '
@@ -652,6 +647,8 @@ def purge(self:DataLoaders)->int: # Bytes given back
 # %% ../nbs/09_loader.ipynb #ee15a3e5
 def _audit(loaders):
     for cache in {o.cache for o in loaders}: cache.check()
+    for o in loaders:
+        for c in o.columns.values(): o.cache.check(c.places, c.recipe)
 
 class CacheStats(NamedTuple):
     "What is in memory"
@@ -700,9 +697,9 @@ def memory(self:DataLoaders)->CacheStats:
     cache,options = dls[0].cache,dls[0].options
     columns = [c for dl in dls for c in dl.columns.values()]
     places = np.unique(np.concatenate([c.places for c in columns]))
-    n_bytes = cache.arena.image_bytes(places[places>=0])
+    n_bytes = cache.slot_bytes(places[places>=0])
     n_unkept = int(sum((c.places<0).sum() for c in columns))
-    hits,misses = cache.arena.hits_misses
+    hits,misses = cache.hits_misses
     why = first(filter(None, map(why_items, dls)))
     return CacheStats(n_items=int((places>=0).sum())+n_unkept, n_cached=int((n_bytes>0).sum()), cached_bytes=int(n_bytes.sum()), hits=hits, misses=misses,
                       budget_bytes=cache.guard.budget(), available_bytes=available_memory(), bound_by=cache.guard.binding(),
