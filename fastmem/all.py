@@ -1,8 +1,7 @@
 "What notebooks use of fastmem, to be imported after `fastai.vision.all`"
-from fastmem.guard import MemoryGuard, available_memory, memory_limits, shared_guard, total_memory, human_bytes
+from fastmem.guard import MemoryGuard, available_memory, human_bytes, memory_limits
 from fastmem.recipe import Recipe
 from fastmem.plan import MemoryPlan, probe
-from fastmem.arena import Arena
 from fastmem.cache import ImageCache
 from fastmem.loader import MemDL
 from fastmem.api import CacheStats, MemImageBlock, MemMaskBlock
@@ -11,7 +10,7 @@ from fastmem.image_list import (CategoryList, FloatList, GANItemList, ImageList,
                                 MultiCategoryList, SegmentationLabelList)
 from fastmem.dataset import CachedDataset, cached
 
-__all__ = ['MemoryGuard', 'available_memory', 'memory_limits', 'shared_guard', 'total_memory', 'human_bytes', 'MemoryPlan', 'Recipe', 'probe',
-           'Arena', 'ImageCache', 'MemDL', 'MemImageBlock', 'MemMaskBlock', 'CacheStats', 'MemoryCallback', 'CategoryList', 'FloatList',
-           'GANItemList', 'ImageList', 'ImageListInMemory', 'ItemLists', 'LabelLists', 'MemoryImageList', 'MultiCategoryList',
-           'SegmentationLabelList', 'CachedDataset', 'cached']
+__all__ = ['MemoryGuard', 'available_memory', 'human_bytes', 'memory_limits', 'Recipe', 'MemoryPlan', 'probe', 'ImageCache', 'MemDL',
+           'CacheStats', 'MemImageBlock', 'MemMaskBlock', 'MemoryCallback', 'CategoryList', 'FloatList', 'GANItemList', 'ImageList',
+           'ImageListInMemory', 'ItemLists', 'LabelLists', 'MemoryImageList', 'MultiCategoryList', 'SegmentationLabelList',
+           'CachedDataset', 'cached']

@@ -7,7 +7,7 @@ Docs: https://fastmem.github.io/fastmem/api.html.md"""
 # %% auto #0
 __all__ = ['check_images', 'Bytes', 'CacheStats', 'MemImageBlock', 'MemMaskBlock']
 
-# %% ../nbs/10_api.ipynb #3a73a7e5
+# %% ../nbs/10_api.ipynb #8afd5c52
 import gc
 from typing import NamedTuple
 from weakref import ref
@@ -25,7 +25,7 @@ from .columns import *
 from .messages import *
 from .loader import *
 
-# %% ../nbs/10_api.ipynb #3d294a11
+# %% ../nbs/10_api.ipynb #05347e8c
 def check_images(dls):
     "Raise a `TypeError` that says why these `DataLoaders` can't be kept in memory, if they can't"
     datasets = [getattr(o, 'dataset', None) for o in dls.loaders]
@@ -39,7 +39,7 @@ def check_images(dls):
     raise TypeError("no images in these DataLoaders: looked for the `create` of an image class (`PILImage.create`, as `ImageBlock` has it) "
                     f"among the type transforms, and found {found}. {ways_out}")
 
-# %% ../nbs/10_api.ipynb #4f5f1ca6
+# %% ../nbs/10_api.ipynb #2f41d5b5
 @patch
 @delegates(Options.__init__)
 def in_memory(self:DataLoaders,
@@ -61,7 +61,7 @@ def in_memory(self:DataLoaders,
     if options.mode=='preload': self.preload()
     return self
 
-# %% ../nbs/10_api.ipynb #35ebc123
+# %% ../nbs/10_api.ipynb #32540f4c
 def _memory_dls(dls):
     inner = [o if isinstance(o, MemDL) else getattr(o, 'dl', o) for o in dls.loaders]  # a distributed loader wraps ours
     res = [o for o in inner if isinstance(o, MemDL)]
@@ -82,10 +82,11 @@ def preload(self:DataLoaders,
     if cache.verdict!='stream': dls[0].preload(columns.values(), n_workers)
     return self.memory
 
-# %% ../nbs/10_api.ipynb #b9675165
+# %% ../nbs/10_api.ipynb #ddaa4f4a
 class Bytes(int):
     "A number of bytes that a notebook shows in words"
     def __repr__(self): return f'{human_bytes(self)} given back'
+    def __str__(self): return int.__repr__(self)
 
 @patch
 def purge(self:DataLoaders)->int: # Bytes given back
@@ -93,7 +94,7 @@ def purge(self:DataLoaders)->int: # Bytes given back
     dl = _memory_dls(self)[0]
     return Bytes(dl.cache.purge(pause=dl.options.mode=='preload'))
 
-# %% ../nbs/10_api.ipynb #ce2f0229
+# %% ../nbs/10_api.ipynb #201d1d69
 class CacheStats(NamedTuple):
     "What is in memory"
     n_items:int # Images of these loaders
@@ -132,7 +133,7 @@ class CacheStats(NamedTuple):
     def __repr__(self): return '\n'.join(f'{k:8} {v}' for k,v in self._rows().items())
     def _repr_html_(self): return html_table(self._rows())
 
-# %% ../nbs/10_api.ipynb #71d6d486
+# %% ../nbs/10_api.ipynb #02da9a4a
 def _check_caches(loaders):
     for cache in {o.cache for o in loaders}: cache.check()
 
@@ -142,10 +143,10 @@ def check(self:CacheStats)->L: # Paths
     loaders = [o() for o in self.loaders]
     if None in loaders: raise RuntimeError("the loaders that this is about are gone")
     _check_caches(loaders)
-    changed = [(c,i) for dl in loaders for c in dl.columns.values() for i in dl.cache.changed(c.slots, c.file)]
+    changed = [(c,i) for dl in loaders for c in dl.columns.values() for i in dl.cache.changed(c.slots, c.source)]
     return L(str(c.file(i)) for c,i in changed).unique()
 
-# %% ../nbs/10_api.ipynb #7dd507d5
+# %% ../nbs/10_api.ipynb #38b57af3
 @patch(as_prop=True)
 def memory(self:DataLoaders)->CacheStats:
     "What of these `DataLoaders` is in memory"
@@ -164,15 +165,15 @@ def memory(self:DataLoaders)->CacheStats:
                       batches=f'item by item: {slow}' if slow else 'gathered', path=str(cache.path or ''),
                       loaders=tuple(map(ref, dls)), not_kept=first(o.unkept_reason for o in dls if o.unkept_reason) or '')
 
-# %% ../nbs/10_api.ipynb #69fdd172
+# %% ../nbs/10_api.ipynb #8ce6ff53
 @patch
 def refresh(self:DataLoaders)->L: # Paths
     "Read files that have changed on disk since they were kept again, when a batch reaches them"
     dls = _memory_dls(self)
     _check_caches(dls)
-    return L(str(o) for dl in dls for c in dl.columns.values() for o in dl.cache.forget_changed(c.slots, c.file, c.recipe)).unique()
+    return L(str(o) for dl in dls for c in dl.columns.values() for o in dl.cache.forget_changed(c.slots, c.source)).unique()
 
-# %% ../nbs/10_api.ipynb #a007d6a1
+# %% ../nbs/10_api.ipynb #4e40327c
 @delegates(Options.__init__)
 def MemImageBlock(
     cls:PILBase=PILImage, # fastai's image class

@@ -24,7 +24,7 @@ from fastcore.script import call_parse
 from .all import *
 from .cache import map_threads
 from .guard import memory_pressure_frac
-from .pixel_file import pixel_files
+from .pixel_file import pixel_files, remove_files
 from .plan import get_images
 
 # %% ../nbs/14_cli.ipynb #280cbfc3
@@ -528,6 +528,6 @@ def fastmem_cache(
     try:
         print(cache_report(files := pixel_files(path), path))
         if what=='rm':
-            for o in files: o.path.unlink()
+            for o in files: remove_files(o.path)
             print(f'{len(files)} removed')
     except OSError as e: raise SystemExit(f'fastmem-cache: {e}')

@@ -11,7 +11,7 @@ __all__ = ['fill_modes', 'stores', 'on_fulls', 'on_errors', 'option_names', 'che
            'choose_recipe', 'image_columns', 'living_cache', 'cache_for', 'plan_columns', 'unique_by_order',
            'drawn_state', 'random_state_kept']
 
-# %% ../nbs/06_columns.ipynb #eae8b128
+# %% ../nbs/06_columns.ipynb #57037a3e
 import inspect, random
 from contextlib import contextmanager
 
@@ -29,7 +29,7 @@ from .recipe import *
 from .plan import *
 from .cache import *
 
-# %% ../nbs/06_columns.ipynb #71085e73
+# %% ../nbs/06_columns.ipynb #a0279405
 fill_modes = 'lazy','preload','stream'
 stores = 'auto','resized','decoded','encoded'
 on_fulls = 'partial','stream','raise'
@@ -38,7 +38,7 @@ on_errors = 'raise','skip'
 def check_choice(name, value, choices):
     if value not in choices: raise ValueError(f"{name}={value!r}: it is one of {', '.join(map(repr,choices))}")
 
-# %% ../nbs/06_columns.ipynb #2a9032c5
+# %% ../nbs/06_columns.ipynb #d814d0b9
 def _check_guard(guard):
     if guard is None or isinstance(guard, MemoryGuard): return
     raise TypeError(f"guard={guard!r}: write guard=MemoryGuard(limit_bytes=2e9) for a limit of 2 GB")
@@ -57,7 +57,7 @@ def check_own(
         if cache is None or value is None: continue
         raise ValueError(f"give `{name}` to the `ImageCache`, or leave `cache` out: a cache has a {name} of its own")
 
-# %% ../nbs/06_columns.ipynb #b7c47dbf
+# %% ../nbs/06_columns.ipynb #4c3d51df
 class Options:
     "How images are kept: the options of `in_memory`, checked"
     def __init__(self,
@@ -87,7 +87,7 @@ class Options:
 
 option_names = [o for o in inspect.signature(Options).parameters]
 
-# %% ../nbs/06_columns.ipynb #d7fe1729
+# %% ../nbs/06_columns.ipynb #7269341d
 def image_class(
     tfm:Transform, # One of the type transforms of a dataset
 )->type: # A `PILBase` subclass, or `None`
@@ -97,7 +97,7 @@ def image_class(
         is_create = method.implementation.__name__=='create' if isinstance(cls, type) else False
         if is_create and issubclass(cls, PILBase): return cls
 
-# %% ../nbs/06_columns.ipynb #48d19221
+# %% ../nbs/06_columns.ipynb #00d85263
 def is_noop(tfm)->bool:
     "Tell whether `tfm` does nothing; a transform's `name` may spell out all its tensors, so it is looked at last"
     return tfm is noop or (type(tfm) is Transform and tfm.name=='noop')
@@ -109,7 +109,7 @@ def active_tfms(
     fs = pipeline.fs if isinstance(pipeline, Pipeline) else L(pipeline)
     return [o for o in fs if not is_noop(o)]
 
-# %% ../nbs/06_columns.ipynb #e6445ee7
+# %% ../nbs/06_columns.ipynb #d498bccb
 def item_lists(dataset)->list:
     "List the `TfmdLists` that make up the items of `dataset`"
     if isinstance(dataset, Datasets): return list(dataset.tls)
@@ -127,7 +127,7 @@ def makes_images(
     types = L(getattr(tl, 'types', None))[-1:]
     return any(issubclass(o, Image.Image) for o in types if isinstance(o, type))
 
-# %% ../nbs/06_columns.ipynb #4e0c9f87
+# %% ../nbs/06_columns.ipynb #ed037e16
 def _as_array(values): return np.fromiter(values, object, len(values)) if isinstance(values, (list,tuple)) else np.array(values)
 
 def _columns_of(items, names=None):
@@ -170,7 +170,7 @@ class Snapshot:
         values = self.values[0]
         return len(items)==len(values) and all(items[i] is values[i] for i in idxs)
 
-# %% ../nbs/06_columns.ipynb #75c5ff57
+# %% ../nbs/06_columns.ipynb #5e025237
 _readers = ColReader,ItemGetter # getters of fastai's own that read what is at hand
 
 def _reads_row(getters, items):
@@ -185,7 +185,7 @@ def read_columns(
     "Names of the columns of a table that `getters` read"
     return list(getters[0].cols) if getters and type(getters[0]) is ColReader else None
 
-# %% ../nbs/06_columns.ipynb #482e8202
+# %% ../nbs/06_columns.ipynb #1f70b0da
 def wrapped_function(tfm):
     "The function that a `Transform` around one calls"
     methods = getattr(getattr(tfm, 'encodes', None), 'methods', ())
@@ -211,7 +211,7 @@ def are_same(a, b)->bool:
     "Tell whether two lists hold the same objects"
     return len(a)==len(b) and all(x is y for x,y in zip(a,b))
 
-# %% ../nbs/06_columns.ipynb #bed48cab
+# %% ../nbs/06_columns.ipynb #ff722af6
 class ImageColumn:
     "One element of the items of a dataset that is an image"
     def __init__(self,
@@ -227,13 +227,19 @@ class ImageColumn:
         self.getters = [o for o in fs[:opener] if not is_noop(o)]
         self.after = [o for o in fs[opener+1:] if not is_noop(o)]
         self.slots = np.full(len(tl), -1, np.int32) # where each item's pixels are, once a cache has given them slots
-        self.snapshot,self.is_preloaded = None,False
+        self.snapshot = None
+        self.is_preloaded = False
+        self.is_seen = False # whether code of the user's looks at the images before they are batched
 
     def __len__(self): return len(self.tl)
 
     def file(self, i):
         "Return what would be opened for item `i`"
         return compose_tfms(self.tl._get(i), self.getters, split_idx=self.tl.tfms.split_idx)
+
+    def source(self, i):
+        "Return what would be opened for item `i`, as a cache takes it"
+        return self.file(i) if self.key is None else Keyed(self.file(i))
 
     def files(self)->list:
         "Return what would be opened for each item"
@@ -242,7 +248,7 @@ class ImageColumn:
         if _reads_row(self.getters, items): return [self.getters[0](o) for o in items.itertuples(index=False)]
         return [self.file(i) for i in range(len(self.tl))]
 
-# %% ../nbs/06_columns.ipynb #c7753019
+# %% ../nbs/06_columns.ipynb #8bfb33de
 @patch
 def keys_at(self:ImageColumn, idxs)->list:
     "Return what identifies the images of the items `idxs`"
@@ -269,7 +275,7 @@ def is_steady(self:ImageColumn, n=8)->bool:
     some = evenly(len(self), n)
     return all(a==b for a,b in zip(self.keys_at(some), self.keys_at(some)))
 
-# %% ../nbs/06_columns.ipynb #3460800e
+# %% ../nbs/06_columns.ipynb #cccc0bde
 @patch
 def place(self:ImageColumn,
     cache:ImageCache, # Where the pixels are
@@ -281,7 +287,7 @@ def place(self:ImageColumn,
     if not self.has_keys(): return
     keys = self.keys()
     self.slots = cache.find(keys, self.recipe)
-    if self.key is None: cache.forget_changed(self.slots, keys.__getitem__, self.recipe, _look_s)
+    if self.key is None: cache.forget_changed(self.slots, keys.__getitem__, _look_s)
     if adds: self.slots = cache.add(keys, self.recipe)
 
 _look_s = 2. # for files that have changed, when a loader is made: on a slow drive some are left to `DataLoaders.refresh`
@@ -298,14 +304,14 @@ def shows_same(self:ImageColumn, o)->bool:
     "Tell whether the images of `o` come from the same objects, and are kept in the same way"
     return (self.recipe,self.key)==(o.recipe,o.key) and are_same(self.sources, o.sources)
 
-# %% ../nbs/06_columns.ipynb #3041ec02
+# %% ../nbs/06_columns.ipynb #8c666989
 @patch
 def item(self:ImageColumn, i, cache, keep, pct=None):
     "Return element `number` of item `i` as the dataset would, read through `cache`"
-    im = cache.read(int(self.slots[i]), lambda: self.file(i), self.recipe, pct, keep)
+    im = cache.read(int(self.slots[i]), lambda: self.source(i), self.recipe, pct, keep, self.is_seen)
     return compose_tfms(im, self.after, split_idx=self.tl.tfms.split_idx)
 
-# %% ../nbs/06_columns.ipynb #55e2cba9
+# %% ../nbs/06_columns.ipynb #50451618
 def find_images(
     dataset, # Of fastai
 )->list: # (number in the item, `TfmdLists`, number of the opening transform, image class)
@@ -315,7 +321,7 @@ def find_images(
     found = [(i,tl,j,image_class(f)) for i,tl in tls for j,f in enumerate(tl.tfms.fs)]
     return [o for o in found if o[3] is not None]
 
-# %% ../nbs/06_columns.ipynb #b2a1920e
+# %% ../nbs/06_columns.ipynb #14aa2eea
 def leading_resize(
     item_tfms, # The item transforms of a loader, in the order in which they run
 )->Resize: # `None` if something else comes first
@@ -328,7 +334,7 @@ def _in_pixels(dataset):
     types = [o for tl in item_lists(dataset) for o in L(getattr(tl, 'types', None))]
     return [o for o in types if isinstance(o, type) and issubclass(o, TensorPoint)]
 
-# %% ../nbs/06_columns.ipynb #2b228db8
+# %% ../nbs/06_columns.ipynb #5cbb8174
 def choose_recipe(
     dl, # Of fastai
     cls:type, # Image class
@@ -356,7 +362,7 @@ def _encoded_recipe(cls):
     if opens_as_stock(cls): return Recipe(cls, store='encoded')
     raise ValueError(f"{cls.__name__} has a `create` of its own, which may need a file: use store='decoded'")
 
-# %% ../nbs/06_columns.ipynb #09fc2f0c
+# %% ../nbs/06_columns.ipynb #128f3ba2
 def image_columns(
     dl, # Any loader of fastai
     options:Options=None, # How its images would be kept
@@ -368,7 +374,7 @@ def image_columns(
         res[i] = ImageColumn(i, tl, opener, choose_recipe(dl, cls, options, after), options.key)
     return res
 
-# %% ../nbs/06_columns.ipynb #d2eb510a
+# %% ../nbs/06_columns.ipynb #3cd29fd7
 def _n_warm(cache, columns, n=64):
     "How many of some images of `columns` are in `cache`, and 1; 0 if most have not even a slot"
     n_warm = 1
@@ -401,7 +407,7 @@ def cache_for(
     if not columns or not all(len(o)==0 or o.has_keys() for o in columns): return ImageCache(options.guard, options.path)
     return living_cache(columns, options) or ImageCache(options.guard, options.path)
 
-# %% ../nbs/06_columns.ipynb #222ef547
+# %% ../nbs/06_columns.ipynb #d5b04f53
 def plan_columns(
     columns:list, # `ImageColumn`s
     guard:MemoryGuard, # Who is asked for a budget
@@ -421,7 +427,7 @@ def plan_columns(
 
 def unique_by_order(o): return list(dict.fromkeys(o))
 
-# %% ../nbs/06_columns.ipynb #b59835fe
+# %% ../nbs/06_columns.ipynb #4fa26913
 def drawn_state()->tuple:
     "Return what the random numbers of Python, NumPy and PyTorch's CPU depend on, to be compared"
     return random.getstate(),np.random.get_state()[1].tobytes(),torch.get_rng_state().numpy().tobytes()

@@ -6,9 +6,9 @@ Docs: https://fastmem.github.io/fastmem/messages.html.md"""
 
 # %% auto #0
 __all__ = ['ways_out', 'Nouns', 'warn_given_back', 'warn_full', 'apply_plan', 'warn_unkept', 'fill_columns', 'preload_columns',
-           'report_fill', 'printable']
+           'report_fill']
 
-# %% ../nbs/08_messages.ipynb #b6fef966
+# %% ../nbs/08_messages.ipynb #d1f5e8e9
 import time
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from .plan import *
 from .cache import *
 from .columns import *
 
-# %% ../nbs/08_messages.ipynb #d0eac218
+# %% ../nbs/08_messages.ipynb #903eb1cb
 class Nouns(NamedTuple):
     "What messages call the things that a cache holds"
     things:str='images'
@@ -30,7 +30,7 @@ class Nouns(NamedTuple):
     origin:str='disk' # Where they are read from if not from memory
     way_out:str='a smaller `Resize` or `size`' # What else than more memory helps
 
-# %% ../nbs/08_messages.ipynb #100ee206
+# %% ../nbs/08_messages.ipynb #9e033b3d
 def warn_given_back(
     cache:ImageCache,
     nouns:Nouns=Nouns(),
@@ -38,7 +38,6 @@ def warn_given_back(
     "Say that images were given back since this was asked last"
     given_bytes = cache.given_back_bytes()
     if not given_bytes: return
-    cache.tell_again('given back')
     cache.tell_once('given back', f'memory runs short ({cache.guard.binding()}): {human_bytes(given_bytes)} of {nouns.things} were given back '
                     f'and are read from {nouns.origin}. Use fewer workers, {nouns.way_out}, or free memory.')
 
@@ -51,7 +50,13 @@ def warn_full(
     cache.tell_once('full', f'out of memory ({cache.guard.binding()}): {human_bytes(cache.held_bytes)} of {nouns.things} cached, '
                     f'the rest is read from {nouns.origin} each epoch. Use {nouns.way_out}, or free memory.')
 
-# %% ../nbs/08_messages.ipynb #20b318a9
+# %% ../nbs/08_messages.ipynb #51e65cb1
+def _encoded_hint(plan):
+    "That the files themselves would fit, where pixels do not"
+    files = plan.stores.get('encoded')
+    if files is None or not files.fits or plan.store=='encoded': return ''
+    return f" The files as they are would fit ({human_bytes(files.total_bytes)}): store='encoded'."
+
 def apply_plan(
     cache:ImageCache, # With all files of its loaders added
     mode:str, # 'lazy', 'preload' or 'stream'
@@ -68,9 +73,9 @@ def apply_plan(
         cache.decide(None)
         raise MemoryError(f"{need}: use on_full='partial' to keep what fits, {nouns.way_out}, or a larger limit")
     kept = 'all are' if on_full=='stream' else f'about {plan.cached_frac:.0%} are kept, the rest is'
-    cache.tell_once('plan', f'{need}: {kept} read from {nouns.origin}. Use {nouns.way_out}, or free memory.')
+    cache.tell_once('plan', f'{need}: {kept} read from {nouns.origin}. Use {nouns.way_out}, or free memory.{_encoded_hint(plan)}')
 
-# %% ../nbs/08_messages.ipynb #9bf448f1
+# %% ../nbs/08_messages.ipynb #64d978cf
 def warn_unkept(
     cache:ImageCache,
     why:str, # Why some images are not kept
@@ -81,7 +86,7 @@ def warn_unkept(
 ways_out = ("Give `key=` a function that names the image of an item, or open it by `cached(PILImage.create)` in the transform; "
             "two images of one item are two `ImageBlock`s with `n_inp=2`; any dataset can be wrapped in `CachedDataset`.")
 
-# %% ../nbs/08_messages.ipynb #5a8941ef
+# %% ../nbs/08_messages.ipynb #235f0a5b
 def fill_columns(
     cache:ImageCache,
     columns:list, # `ImageColumn`s
@@ -95,7 +100,7 @@ def fill_columns(
     starts = np.cumsum([0,*lengths])
     def source_of(i):
         column = columns[which[i]]
-        return column.file(int(i-starts[which[i]])),column.recipe
+        return column.source(int(i-starts[which[i]])),column.recipe
     return cache.fill(np.concatenate([o.slots for o in columns]), source_of, **kwargs)
 
 def preload_columns(
@@ -104,9 +109,10 @@ def preload_columns(
     n_workers:int=None, # Threads; one a core if `None`
 ):
     "Fill `columns` with a bar, and report"
-    report_fill(cache, lambda: fill_columns(cache, columns, n_workers=n_workers, show=True))
+    looks = any(o.is_seen for o in columns)
+    report_fill(cache, lambda: fill_columns(cache, columns, n_workers=n_workers, show=True, looks=looks))
 
-# %% ../nbs/08_messages.ipynb #0e6ac267
+# %% ../nbs/08_messages.ipynb #f909aa73
 def report_fill(
     cache:ImageCache,
     fill, # Fills `cache`, and returns {source: error} of those that can't be read
@@ -130,7 +136,3 @@ def report_fill(
     for file,error in errors.items(): print(f'  {printable(file)}: {type(error).__name__}: {printable(error)}')
 
 def _newline(): return '' if IN_NOTEBOOK else '\n'  # a terminal's bar ends without one
-
-def printable(o)->str:
-    "Return `o` as text that any terminal can show: names of files need not be UTF-8"
-    return str(o).encode(errors='backslashreplace').decode()

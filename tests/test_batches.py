@@ -5,7 +5,7 @@ import pytest
 from fastai.vision.all import *
 from fastmem.all import *
 from fastmem.batch import FloatPipeline, TargetColumn
-from fastmem.arena import BatchMemory
+from fastmem.cache import BatchMemory
 from fasttransform import Pipeline
 from helpers import Inverted, batches, photo, photo_folder, psnr, random_states, run_forked
 
@@ -212,7 +212,7 @@ def test_floats_are_those_of_stock(tfms, cls):
 
 extended = '''
 from fastai.vision.all import *
-from fastmem.arena import BatchMemory
+from fastmem.cache import BatchMemory
 from fastmem.batch import FloatPipeline
 from fasttransform import Pipeline
 def check():
@@ -430,7 +430,7 @@ def test_bookkeeping_takes_at_most_64_bytes_an_item(tmp_path):
     gc.collect(); taken = tracemalloc.get_traced_memory()[0]-before
     tracemalloc.stop()
     arena = dls.train.cache.arena
-    table_bytes = sum(getattr(arena, o).itemsize*(4 if o=='sizes' else 1) for o in ('places','sizes','modes','pixel_bytes','stamps'))
+    table_bytes = sum(getattr(arena, o).itemsize*(4 if o=='sizes' else 1) for o in ('entries','sizes','modes','value_bytes','stamps','firsts','seconds'))
     assert taken/n+table_bytes <= 64, (taken/n, table_bytes)
 
 @pytest.mark.parametrize('tfms', [Resize(600, method=ResizeMethod.Squish), []], ids=['squished','whole'])

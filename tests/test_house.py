@@ -1,12 +1,12 @@
 "The house: imports go one way, the notebooks run, functions stay small"
-import ast, subprocess, sys
+import ast, re, subprocess, sys
 from pathlib import Path
 
 import pytest
 from helpers import run_forked
 
 root = Path(__file__).parents[1]
-house = ['guard','recipe','plan','pixel_file','arena','cache','columns','batch','messages','loader','api','learner','image_list','dataset','cli']
+house = ['guard','opener','recipe','plan','arena','pixel_file','cache','columns','batch','messages','loader','api','learner','image_list','dataset','cli']
 
 def imports(path):
     "Names of the fastmem modules that a module imports, wherever in it the import stands"
@@ -20,6 +20,14 @@ def test_a_module_imports_only_from_those_above_it(name):
     above = house[:house.index(name)]
     if name=='cli': above = above+['all']
     assert set(imports(root/f'fastmem/{name}.py')) <= set(above)
+
+@pytest.mark.parametrize('name', [o for o in house if o not in ('arena','pixel_file','cache')])
+def test_only_the_cache_names_the_arena(name): assert not re.search(r'\.arena\b(?! import)', (root/f'fastmem/{name}.py').read_text())
+
+def test_nobody_else_touches_what_the_arena_shares():
+    "Its header, and the table that slots are found by"
+    found = [o.stem for o in (root/'fastmem').glob('*.py') if o.stem!='arena' and '.header[' in o.read_text()]
+    assert not found
 
 def test_every_module_has_its_place():
     modules = {o.stem for o in (root/'fastmem').glob('*.py')}-{'__init__','_modidx','all'}
