@@ -7,7 +7,7 @@ Docs: https://fastmem.github.io/fastmem/api.html.md"""
 # %% auto #0
 __all__ = ['check_images', 'Bytes', 'CacheStats', 'MemImageBlock', 'MemMaskBlock']
 
-# %% ../nbs/10_api.ipynb #8afd5c52
+# %% ../nbs/10_api.ipynb #f285dd26
 import gc
 from typing import NamedTuple
 from weakref import ref
@@ -25,7 +25,7 @@ from .columns import *
 from .messages import *
 from .loader import *
 
-# %% ../nbs/10_api.ipynb #05347e8c
+# %% ../nbs/10_api.ipynb #987ca543
 def check_images(dls):
     "Raise a `TypeError` that says why these `DataLoaders` can't be kept in memory, if they can't"
     datasets = [getattr(o, 'dataset', None) for o in dls.loaders]
@@ -39,7 +39,7 @@ def check_images(dls):
     raise TypeError("no images in these DataLoaders: looked for the `create` of an image class (`PILImage.create`, as `ImageBlock` has it) "
                     f"among the type transforms, and found {found}. {ways_out}")
 
-# %% ../nbs/10_api.ipynb #2f41d5b5
+# %% ../nbs/10_api.ipynb #01b945c4
 @patch
 @delegates(Options.__init__)
 def in_memory(self:DataLoaders,
@@ -61,7 +61,7 @@ def in_memory(self:DataLoaders,
     if options.mode=='preload': self.preload()
     return self
 
-# %% ../nbs/10_api.ipynb #32540f4c
+# %% ../nbs/10_api.ipynb #9a07ce81
 def _memory_dls(dls):
     inner = [o if isinstance(o, MemDL) else getattr(o, 'dl', o) for o in dls.loaders]  # a distributed loader wraps ours
     res = [o for o in inner if isinstance(o, MemDL)]
@@ -82,7 +82,7 @@ def preload(self:DataLoaders,
     if cache.verdict!='stream': dls[0].preload(columns.values(), n_workers)
     return self.memory
 
-# %% ../nbs/10_api.ipynb #ddaa4f4a
+# %% ../nbs/10_api.ipynb #eba225f3
 class Bytes(int):
     "A number of bytes that a notebook shows in words"
     def __repr__(self): return f'{human_bytes(self)} given back'
@@ -94,7 +94,7 @@ def purge(self:DataLoaders)->int: # Bytes given back
     dl = _memory_dls(self)[0]
     return Bytes(dl.cache.purge(pause=dl.options.mode=='preload'))
 
-# %% ../nbs/10_api.ipynb #201d1d69
+# %% ../nbs/10_api.ipynb #a1c51b06
 class CacheStats(NamedTuple):
     "What is in memory"
     n_items:int # Images of these loaders
@@ -133,7 +133,7 @@ class CacheStats(NamedTuple):
     def __repr__(self): return '\n'.join(f'{k:8} {v}' for k,v in self._rows().items())
     def _repr_html_(self): return html_table(self._rows())
 
-# %% ../nbs/10_api.ipynb #02da9a4a
+# %% ../nbs/10_api.ipynb #d5127e17
 def _check_caches(loaders):
     for cache in {o.cache for o in loaders}: cache.check()
 
@@ -143,17 +143,17 @@ def check(self:CacheStats)->L: # Paths
     loaders = [o() for o in self.loaders]
     if None in loaders: raise RuntimeError("the loaders that this is about are gone")
     _check_caches(loaders)
-    changed = [(c,i) for dl in loaders for c in dl.columns.values() for i in dl.cache.changed(c.slots, c.source)]
+    changed = [(c,i) for dl in loaders for c in parts_of(dl.columns.values()) for i in dl.cache.changed(c.slots, c.source)]
     return L(str(c.file(i)) for c,i in changed).unique()
 
-# %% ../nbs/10_api.ipynb #38b57af3
+# %% ../nbs/10_api.ipynb #26e950c1
 @patch(as_prop=True)
 def memory(self:DataLoaders)->CacheStats:
     "What of these `DataLoaders` is in memory"
     dls = _memory_dls(self)
     for o in dls: o.follow()
     cache,options = dls[0].cache,dls[0].options
-    columns = [c for dl in dls for c in dl.columns.values()]
+    columns = [c for dl in dls for c in parts_of(dl.columns.values())]
     slots = np.unique(np.concatenate([np.empty(0, np.int32), *(c.slots for c in columns)]))
     slot_bytes = cache.slot_bytes(slots[slots>=0])
     n_unkept = int(sum((c.slots<0).sum() for c in columns))
@@ -165,15 +165,15 @@ def memory(self:DataLoaders)->CacheStats:
                       batches=f'item by item: {slow}' if slow else 'gathered', path=str(cache.path or ''),
                       loaders=tuple(map(ref, dls)), not_kept=first(o.unkept_reason for o in dls if o.unkept_reason) or '')
 
-# %% ../nbs/10_api.ipynb #8ce6ff53
+# %% ../nbs/10_api.ipynb #f78e458d
 @patch
 def refresh(self:DataLoaders)->L: # Paths
     "Read files that have changed on disk since they were kept again, when a batch reaches them"
     dls = _memory_dls(self)
     _check_caches(dls)
-    return L(str(o) for dl in dls for c in dl.columns.values() for o in dl.cache.forget_changed(c.slots, c.source)).unique()
+    return L(str(o) for dl in dls for c in parts_of(dl.columns.values()) for o in dl.cache.forget_changed(c.slots, c.source)).unique()
 
-# %% ../nbs/10_api.ipynb #4e40327c
+# %% ../nbs/10_api.ipynb #5c5e259e
 @delegates(Options.__init__)
 def MemImageBlock(
     cls:PILBase=PILImage, # fastai's image class

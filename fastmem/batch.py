@@ -8,7 +8,7 @@ Docs: https://fastmem.github.io/fastmem/batch.html.md"""
 __all__ = ['traced_tfms', 'trace_class', 'traceable', 'draw_crop', 'DrawnBatch', 'TargetSample', 'sample_targets', 'slow_reason',
            'is_pure', 'TargetColumn', 'FloatPipeline', 'WorkerRandom']
 
-# %% ../nbs/07_batch.ipynb #1aa021c4
+# %% ../nbs/07_batch.ipynb #6ca7c216
 import functools, random, time
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from .recipe import *
 from .cache import *
 from .columns import *
 
-# %% ../nbs/07_batch.ipynb #740f8779
+# %% ../nbs/07_batch.ipynb #cc84d9cf
 traced_tfms = Resize,RandomResizedCrop,CropPad,RandomCrop,FlipItem,DihedralItem # what they do to an image is to crop, pad, resize or turn it
 
 class _Trace:
@@ -50,7 +50,7 @@ class _Trace:
         is_upright = method in (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.ROTATE_180)
         return self._note(self.size if is_upright else self.size[::-1], turn_planes, method=method)
 
-# %% ../nbs/07_batch.ipynb #15724583
+# %% ../nbs/07_batch.ipynb #2d4f20cc
 @functools.lru_cache(maxsize=None)
 def trace_class(
     cls:type, # fastai's image class
@@ -66,7 +66,7 @@ def traceable(
     known = [o for o in active_tfms(item_tfms) if type(o) in traced_tfms and o is not applied]
     return [o for o in known if not {'before_call','encodes'} & set(vars(o))]
 
-# %% ../nbs/07_batch.ipynb #d54287b2
+# %% ../nbs/07_batch.ipynb #c1fa0d81
 def draw_crop(
     resize:Resize, # That leads the item transforms
     split_idx:int, # 0 for training, 1 for validation
@@ -75,7 +75,7 @@ def draw_crop(
     resize.before_call(None, split_idx=split_idx)
     return (.5,.5) if resize.method==ResizeMethod.Squish else resize.pcts
 
-# %% ../nbs/07_batch.ipynb #5459c4b5
+# %% ../nbs/07_batch.ipynb #0f574832
 class DrawnBatch(NamedTuple):
     "A batch before its images are made: everything that needs random numbers, or code of the user's"
     idxs:np.ndarray # Items of the dataset
@@ -83,7 +83,7 @@ class DrawnBatch(NamedTuple):
     pcts:list # Where each crop lies
     traces:list # What item transforms do to each image
 
-# %% ../nbs/07_batch.ipynb #8e96469e
+# %% ../nbs/07_batch.ipynb #600e5861
 class TargetSample(NamedTuple):
     "What making some targets has shown"
     took_s:float=0. # Time that one took
@@ -106,7 +106,7 @@ def sample_targets(
     took_s = (time.perf_counter()-start_s)/max(len(made), 1)
     return TargetSample(took_s, tuple({type(o) for o in _leaves(made)}), is_drawn)
 
-# %% ../nbs/07_batch.ipynb #fd211b17
+# %% ../nbs/07_batch.ipynb #af416efb
 def _unknown_tfms(item_tfms):
     "Names of item transforms whose effect on a batch is not known"
     applied = leading_resize(item_tfms)
@@ -118,7 +118,7 @@ def _bad_columns(dataset, columns):
     for i,tl in enumerate(item_lists(dataset)):
         column = columns.get(i)
         if column is None and makes_images(tl): yield f'element {i} makes its images itself'
-        if column is not None and (column.after or not gathers(column.recipe.cls)):
+        if column is not None and (column.after or column.parts!=[column] or not gathers(column.recipe.cls)):
             yield f'{column.recipe.cls.__name__} of element {i} is not opened as a plain RGB, grey or mask image'
 
 def _bad_traces(columns, tfms, sample):
@@ -145,7 +145,7 @@ def slow_reason(
     tfms = traceable(dl.after_item, applied)
     return first(_bad_columns(dl.dataset, columns)) or first(_bad_traces(columns, tfms, sample)) or ''
 
-# %% ../nbs/07_batch.ipynb #62e8b0fe
+# %% ../nbs/07_batch.ipynb #74fa5c62
 _label_tfms = Categorize,MultiCategorize,EncodedMultiCategorize,OneHotEncode # what these make depends on the label alone
 _label_types = str,int,float,np.generic
 
@@ -164,7 +164,7 @@ def _label_key(o):
     if isinstance(o, (list,L)): return (list,*map(_typed, o)) if all(isinstance(p, _label_types) for p in o) else None
     return _typed(o) if isinstance(o, _label_types) else None
 
-# %% ../nbs/07_batch.ipynb #b809f452
+# %% ../nbs/07_batch.ipynb #1a148f76
 class TargetColumn:
     "One element of the items that is no image. What getters known to be pure give is remembered by item, the rest is asked each time"
     max_labels,max_bytes = 20_000,1024 # different ones that are remembered, and what is made of each
@@ -199,7 +199,7 @@ class TargetColumn:
 
     def collated(self, items): return retain_types(fa_collate([(o,) for o in items])[0], items[0])
 
-# %% ../nbs/07_batch.ipynb #92b0f3c4
+# %% ../nbs/07_batch.ipynb #91386ef6
 @patch
 def _labels(self:TargetColumn, idxs):
     "The labels of the items `idxs`"
@@ -235,7 +235,7 @@ def _add(self:TargetColumn, new):
     for k in new: self.known[k] = len(self.known)
     return True
 
-# %% ../nbs/07_batch.ipynb #00ae8361
+# %% ../nbs/07_batch.ipynb #84308d7c
 _slice_values = 300_000 # in floats, about what a core's own cache holds
 
 def _is_fastais(o, cls):
@@ -251,7 +251,7 @@ def _normalizes(o, x):
 
 def _is_bytes(o): return type(o) in (TensorImage,TensorImageBW) and o.dtype==torch.uint8 and o.device.type=='cpu' and o.ndim==4 and len(o)>0
 
-# %% ../nbs/07_batch.ipynb #f24d4988
+# %% ../nbs/07_batch.ipynb #4d720ecb
 class FloatPipeline(Pipeline):
     "Batch transforms that begin with `IntToFloatTensor` and perhaps `Normalize`, quickly"
     def __init__(self,
@@ -289,7 +289,7 @@ def _arithmetic(x, out, steps):
     out[:] = x
     for f,o in steps: f(out, o, out=out)
 
-# %% ../nbs/07_batch.ipynb #175100ef
+# %% ../nbs/07_batch.ipynb #ff122135
 class WorkerRandom:
     "The random numbers that `n` workers of this epoch would draw"
     def __init__(self,

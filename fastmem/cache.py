@@ -8,7 +8,7 @@ Docs: https://fastmem.github.io/fastmem/cache.html.md"""
 __all__ = ['told_kinds', 'BatchMemory', 'recipe_text', 'could_make', 'cache_folder', 'ImageCache', 'source_stamp', 'Keyed',
            'printable', 'Reserved', 'map_threads', 'OtherSize']
 
-# %% ../nbs/05_cache.ipynb #ee4f0fbe
+# %% ../nbs/05_cache.ipynb #c1d17233
 import functools, json, os, time, weakref, zlib
 from collections import deque
 from concurrent import futures
@@ -26,7 +26,7 @@ from .plan import *
 from .arena import *
 from .pixel_file import *
 
-# %% ../nbs/05_cache.ipynb #aaf8de8c
+# %% ../nbs/05_cache.ipynb #b79e64ea
 class _Memory(np.ndarray): "Bytes that arrays lie over"
 
 class BatchMemory:
@@ -55,7 +55,7 @@ class BatchMemory:
     def clear(self): self.free.clear()
     def __reduce__(self): return BatchMemory, (self.n_free,)  # a spawned worker has its own
 
-# %% ../nbs/05_cache.ipynb #086df10c
+# %% ../nbs/05_cache.ipynb #639bbc0b
 _pixel_version = 2 # raised when `make_pixels` makes other pixels of the same recipe
 
 def recipe_text(
@@ -82,7 +82,7 @@ def could_make(
     w,h = recipe.stored_size(np.where(res, source, 100))
     return res & (w==stored[0]) & (h==stored[1])
 
-# %% ../nbs/05_cache.ipynb #3839974a
+# %% ../nbs/05_cache.ipynb #68f9b116
 def cache_folder(path):
     if path=='': raise ValueError("path='' is no folder: leave `path` out to keep pixels in memory, or write '.' for this folder")
     return None if path is None else Path(path).expanduser().absolute()
@@ -106,7 +106,7 @@ class ImageCache:
         n,n_bytes = self.n_bytes()
         return f'ImageCache: {n:,} images, {human_bytes(n_bytes)}' + (f' in {self.path}' if self.path else '')
 
-# %% ../nbs/05_cache.ipynb #31088795
+# %% ../nbs/05_cache.ipynb #10b33c84
 def _digests(keys, recipe):
     "(which of `keys` name an image, their digests)"
     are_keys = len(keys)>0 and type(keys[0]) is tuple
@@ -144,7 +144,7 @@ def add(self:ImageCache,
     res[is_key] = self.arena.find(digests)
     return res
 
-# %% ../nbs/05_cache.ipynb #f65e2c01
+# %% ../nbs/05_cache.ipynb #936a7f7b
 @patch
 def _note_planned(self:ImageCache, keys, recipe, held_bytes):
     "Remember what new images will take, of which each has so many bytes in a file already"
@@ -180,7 +180,7 @@ def mean_bytes(self:ImageCache, recipe:Recipe)->int:
     n,total_bytes,_ = self.planned.get(recipe, (0,0,0.))
     return total_bytes//max(n, 1)
 
-# %% ../nbs/05_cache.ipynb #076cbfa5
+# %% ../nbs/05_cache.ipynb #0a924085
 @patch
 def _load(self:ImageCache, recipe, slots, keys):
     "Take what the file of `recipe` has of images"
@@ -217,7 +217,7 @@ def sync(self:ImageCache):
     self.flush()
     for o in self.files.values(): o.sync()
 
-# %% ../nbs/05_cache.ipynb #b8c9ee63
+# %% ../nbs/05_cache.ipynb #ebdddf10
 @patch
 def ready(self:ImageCache, slots:np.ndarray)->np.ndarray:
     "Tell which slots hold an image, as a mask"
@@ -252,7 +252,7 @@ def has_skips(self:ImageCache)->bool: return self.arena.has_skips
 @patch
 def note_skips(self:ImageCache): self.arena.has_skips = True
 
-# %% ../nbs/05_cache.ipynb #6f4e21cd
+# %% ../nbs/05_cache.ipynb #ba7b93b6
 told_kinds = 'given back','full','plan','unversioned','unkept','index' # lines that are told once an event
 
 @patch
@@ -270,7 +270,7 @@ def given_back_bytes(self:ImageCache)->int:
     if self.given_bytes>before: self.batches.clear()
     return self.given_bytes-before
 
-# %% ../nbs/05_cache.ipynb #d8f2a877
+# %% ../nbs/05_cache.ipynb #2b3b1936
 def source_stamp(
     source, # Path, bytes, or a `Keyed` one
 )->int: # 0 for what has no version: no file, or not there
@@ -285,7 +285,7 @@ class Keyed(NamedTuple):
     "What is opened for an image that a key of the user's identifies"
     source:object
 
-# %% ../nbs/05_cache.ipynb #2193f1b4
+# %% ../nbs/05_cache.ipynb #c04bb8c8
 _bytes_mode = mode_mask  # in the place of the number of Pillow's mode
 
 @patch
@@ -338,7 +338,7 @@ def printable(o)->str:
     if isinstance(o, bytes): return f'an image of {len(o):,} bytes'
     return str(o).encode(errors='backslashreplace').decode()
 
-# %% ../nbs/05_cache.ipynb #47b16584
+# %% ../nbs/05_cache.ipynb #ca14a39b
 @patch
 def _open_kept(self:ImageCache, slot, cls, generation):
     "The image that the bytes at `slot` are; `None` if they were given back meanwhile"
@@ -361,7 +361,7 @@ def _planes(self:ImageCache, slot, recipe, generation):
     mode = open_mode(recipe.cls)
     return self._view(slot, mode, recipe) if mode_names[slot.mode]==mode else None
 
-# %% ../nbs/05_cache.ipynb #237047dc
+# %% ../nbs/05_cache.ipynb #4087ba27
 @patch
 def _hit(self:ImageCache, i, recipe, pct, looks):
     "The image at slot `i`; `None` if it is empty, or has not all that somebody looks at"
@@ -403,7 +403,7 @@ def has(self:ImageCache, slot, source_of, recipe, keep=True)->bool:
     if self.arena.slot(slot) is None: self._make(slot, source_of(), recipe, keep)
     return True
 
-# %% ../nbs/05_cache.ipynb #5a96f7d6
+# %% ../nbs/05_cache.ipynb #7f15ec84
 @patch
 def image_size(self:ImageCache, i, recipe)->tuple: # `None` if it is not there
     "Return the (width, height) of the image that is kept at slot `i`, before it is edited"
@@ -419,7 +419,7 @@ def measure(self:ImageCache, source, recipe)->tuple:
     full = header[:2] if header else make_pixels(source, recipe).full
     return tuple(map(int, recipe.stored_size(full)))
 
-# %% ../nbs/05_cache.ipynb #74c141f6
+# %% ../nbs/05_cache.ipynb #d90ad620
 class Reserved(NamedTuple):
     "Slots of one owner, who numbers what is kept there"
     first:int # Slot of number 0
@@ -442,7 +442,7 @@ def reserve(self:ImageCache,
     if total_bytes: self.planned[res],self.verdict = (n,total_bytes,error_frac),None
     return res
 
-# %% ../nbs/05_cache.ipynb #875e4ee0
+# %% ../nbs/05_cache.ipynb #b93c5bfa
 @patch
 def slot_of(self:ImageCache,
     file, # Path
@@ -461,7 +461,7 @@ def known_slots(self:ImageCache,
     slots,digests = self.arena.digests()
     return slots[digests[:,1]&np.uint64((1<<32)-1)==number]
 
-# %% ../nbs/05_cache.ipynb #06879b18
+# %% ../nbs/05_cache.ipynb #1bab1960
 @patch
 def keep_bytes(self:ImageCache,
     slot:int, # From `reserve` or `slot_of`; nothing is kept at a negative one
@@ -493,7 +493,7 @@ def read_bytes(self:ImageCache,
     "Copy the bytes at `slot`"
     return self.read_all_bytes(np.array([slot]))[0]
 
-# %% ../nbs/05_cache.ipynb #6e6e0c2c
+# %% ../nbs/05_cache.ipynb #39e398b9
 def map_threads(
     f, # Called with each of `items`
     items, # Any iterable
@@ -522,7 +522,7 @@ def _submit_next(pool, f, items):
         res.set_exception(e)
         return res
 
-# %% ../nbs/05_cache.ipynb #4fd37a12
+# %% ../nbs/05_cache.ipynb #0af2fdd9
 @patch
 def _copyable(self:ImageCache, slots, recipe, out):
     "Which slots hold an image of which a window of the size of `out` can be copied as it is"
@@ -544,7 +544,7 @@ def _copy_ready(self:ImageCache, slots, recipe, pcts, out):
     self.arena.copy_windows(ids, left, top, out)
     return ready if self.arena.watch()==generation else np.zeros(len(slots), bool)
 
-# %% ../nbs/05_cache.ipynb #98cc354b
+# %% ../nbs/05_cache.ipynb #9d466b92
 class OtherSize(Exception): "An image of a batch has another size than the first"
 
 @patch
@@ -569,7 +569,7 @@ def _threads_for(self:ImageCache, i, source_of, n_workers):
     if slot is None: return worthwhile_threads(source_of(), n_workers)
     return n_workers if slot.stored[0]*slot.stored[1]>few_pixels else 0
 
-# %% ../nbs/05_cache.ipynb #1e997963
+# %% ../nbs/05_cache.ipynb #f1d0a0c6
 @patch
 def gather(self:ImageCache,
     slots:np.ndarray, # Slots of the batch
@@ -596,7 +596,7 @@ def gather(self:ImageCache,
     self.arena.count(n_hits, len(slots)-n_hits)
     return out
 
-# %% ../nbs/05_cache.ipynb #5f7c470b
+# %% ../nbs/05_cache.ipynb #50e2484e
 @patch
 def _fill_one(self:ImageCache, slot, source, make):
     "The error if `source` could not be read, `None` if it was or needs not be"
@@ -637,7 +637,7 @@ def _progress(self:ImageCache, n, start_s):
     "Rate, bytes and budget, for the bar"
     return f'{n/(time.perf_counter()-start_s):,.0f}/s, {human_bytes(self.held_bytes)}, {human_bytes(self.guard.budget())} left'
 
-# %% ../nbs/05_cache.ipynb #df8407f6
+# %% ../nbs/05_cache.ipynb #c8340793
 @patch
 def changed(self:ImageCache,
     slots:np.ndarray, # Slots of some images
@@ -668,7 +668,7 @@ def forget(self:ImageCache, slots:np.ndarray):
     "Have what is at `slots` read again; its memory is free after the next `purge`"
     self.arena.free(slots)
 
-# %% ../nbs/05_cache.ipynb #704f56be
+# %% ../nbs/05_cache.ipynb #98fef9ee
 @patch
 def resume(self:ImageCache):
     "Keep what is read again, after a purge that paused or a budget that was used up"

@@ -7,12 +7,12 @@ Docs: https://fastmem.github.io/fastmem/columns.html.md"""
 # %% auto #0
 __all__ = ['fill_modes', 'stores', 'on_fulls', 'on_errors', 'option_names', 'check_choice', 'check_own', 'Options', 'image_class',
            'is_noop', 'active_tfms', 'item_lists', 'makes_own_items', 'makes_images', 'Snapshot', 'read_columns',
-           'wrapped_function', 'settings', 'sources', 'are_same', 'ImageColumn', 'find_images', 'leading_resize',
-           'choose_recipe', 'image_columns', 'living_cache', 'cache_for', 'plan_columns', 'unique_by_order',
+           'wrapped_function', 'settings', 'sources', 'are_same', 'ImageColumn', 'TupleColumn', 'find_images',
+           'leading_resize', 'choose_recipe', 'image_columns', 'parts_of', 'living_cache', 'cache_for', 'plan_columns',
            'drawn_state', 'random_state_kept']
 
-# %% ../nbs/06_columns.ipynb #57037a3e
-import inspect, random
+# %% ../nbs/06_columns.ipynb #170b984d
+import functools, inspect, random
 from contextlib import contextmanager
 
 import numpy as np
@@ -29,7 +29,7 @@ from .recipe import *
 from .plan import *
 from .cache import *
 
-# %% ../nbs/06_columns.ipynb #a0279405
+# %% ../nbs/06_columns.ipynb #7855be31
 fill_modes = 'lazy','preload','stream'
 stores = 'auto','resized','decoded','encoded'
 on_fulls = 'partial','stream','raise'
@@ -38,7 +38,7 @@ on_errors = 'raise','skip'
 def check_choice(name, value, choices):
     if value not in choices: raise ValueError(f"{name}={value!r}: it is one of {', '.join(map(repr,choices))}")
 
-# %% ../nbs/06_columns.ipynb #d814d0b9
+# %% ../nbs/06_columns.ipynb #4da6363c
 def _check_guard(guard):
     if guard is None or isinstance(guard, MemoryGuard): return
     raise TypeError(f"guard={guard!r}: write guard=MemoryGuard(limit_bytes=2e9) for a limit of 2 GB")
@@ -57,7 +57,7 @@ def check_own(
         if cache is None or value is None: continue
         raise ValueError(f"give `{name}` to the `ImageCache`, or leave `cache` out: a cache has a {name} of its own")
 
-# %% ../nbs/06_columns.ipynb #4c3d51df
+# %% ../nbs/06_columns.ipynb #bfddca54
 class Options:
     "How images are kept: the options of `in_memory`, checked"
     def __init__(self,
@@ -87,17 +87,22 @@ class Options:
 
 option_names = [o for o in inspect.signature(Options).parameters]
 
-# %% ../nbs/06_columns.ipynb #7269341d
+# %% ../nbs/06_columns.ipynb #42ff8796
+def _creator(tfm):
+    "The class whose `create` is `tfm`"
+    for method in getattr(getattr(tfm, 'encodes', None), 'methods', ()):
+        cls = getattr(method.implementation, '__self__', None)
+        if isinstance(cls, type) and method.implementation.__name__=='create': return cls
+
+# %% ../nbs/06_columns.ipynb #51517c4f
 def image_class(
     tfm:Transform, # One of the type transforms of a dataset
 )->type: # A `PILBase` subclass, or `None`
     "Find the image class whose `create` is `tfm`"
-    for method in getattr(getattr(tfm, 'encodes', None), 'methods', ()):
-        cls = getattr(method.implementation, '__self__', None)
-        is_create = method.implementation.__name__=='create' if isinstance(cls, type) else False
-        if is_create and issubclass(cls, PILBase): return cls
+    cls = _creator(tfm)
+    return cls if cls is not None and issubclass(cls, PILBase) else None
 
-# %% ../nbs/06_columns.ipynb #00d85263
+# %% ../nbs/06_columns.ipynb #d5849d62
 def is_noop(tfm)->bool:
     "Tell whether `tfm` does nothing; a transform's `name` may spell out all its tensors, so it is looked at last"
     return tfm is noop or (type(tfm) is Transform and tfm.name=='noop')
@@ -109,7 +114,7 @@ def active_tfms(
     fs = pipeline.fs if isinstance(pipeline, Pipeline) else L(pipeline)
     return [o for o in fs if not is_noop(o)]
 
-# %% ../nbs/06_columns.ipynb #d498bccb
+# %% ../nbs/06_columns.ipynb #fbd22b77
 def item_lists(dataset)->list:
     "List the `TfmdLists` that make up the items of `dataset`"
     if isinstance(dataset, Datasets): return list(dataset.tls)
@@ -127,7 +132,7 @@ def makes_images(
     types = L(getattr(tl, 'types', None))[-1:]
     return any(issubclass(o, Image.Image) for o in types if isinstance(o, type))
 
-# %% ../nbs/06_columns.ipynb #ed037e16
+# %% ../nbs/06_columns.ipynb #de19ae21
 def _as_array(values): return np.fromiter(values, object, len(values)) if isinstance(values, (list,tuple)) else np.array(values)
 
 def _columns_of(items, names=None):
@@ -170,7 +175,7 @@ class Snapshot:
         values = self.values[0]
         return len(items)==len(values) and all(items[i] is values[i] for i in idxs)
 
-# %% ../nbs/06_columns.ipynb #5e025237
+# %% ../nbs/06_columns.ipynb #ad6b4156
 _readers = ColReader,ItemGetter # getters of fastai's own that read what is at hand
 
 def _reads_row(getters, items):
@@ -185,7 +190,7 @@ def read_columns(
     "Names of the columns of a table that `getters` read"
     return list(getters[0].cols) if getters and type(getters[0]) is ColReader else None
 
-# %% ../nbs/06_columns.ipynb #1f70b0da
+# %% ../nbs/06_columns.ipynb #a7d8fafe
 def wrapped_function(tfm):
     "The function that a `Transform` around one calls"
     methods = getattr(getattr(tfm, 'encodes', None), 'methods', ())
@@ -211,7 +216,7 @@ def are_same(a, b)->bool:
     "Tell whether two lists hold the same objects"
     return len(a)==len(b) and all(x is y for x,y in zip(a,b))
 
-# %% ../nbs/06_columns.ipynb #ff722af6
+# %% ../nbs/06_columns.ipynb #4641b7db
 class ImageColumn:
     "One element of the items of a dataset that is an image"
     def __init__(self,
@@ -220,6 +225,7 @@ class ImageColumn:
         opener:int, # Which of the transforms opens the image
         recipe:Recipe, # How its pixels are made
         key=None, # Function from an item to what identifies its image
+        part:int=None, # Which image of a tuple it is
     ):
         store_attr()
         fs = tl.tfms.fs
@@ -233,9 +239,18 @@ class ImageColumn:
 
     def __len__(self): return len(self.tl)
 
+    @property
+    def parts(self)->list:
+        "The columns of single images that this one is made of"
+        return [self]
+
+    def _opened(self, i): return compose_tfms(self.tl._get(i), self.getters, split_idx=self.tl.tfms.split_idx)
+
     def file(self, i):
         "Return what would be opened for item `i`"
-        return compose_tfms(self.tl._get(i), self.getters, split_idx=self.tl.tfms.split_idx)
+        res = self._opened(i)
+        if self.part is None: return res
+        return res[self.part] if self.part<len(res) else None
 
     def source(self, i):
         "Return what would be opened for item `i`, as a cache takes it"
@@ -244,16 +259,17 @@ class ImageColumn:
     def files(self)->list:
         "Return what would be opened for each item"
         items = self.tl.items
+        if self.part is not None: return [self.file(i) for i in range(len(self))]
         if not self.getters and isinstance(items, (list,L)): return items.items if isinstance(items, L) else items
         if _reads_row(self.getters, items): return [self.getters[0](o) for o in items.itertuples(index=False)]
         return [self.file(i) for i in range(len(self.tl))]
 
-# %% ../nbs/06_columns.ipynb #8bfb33de
+# %% ../nbs/06_columns.ipynb #aa26afbe
 @patch
 def keys_at(self:ImageColumn, idxs)->list:
     "Return what identifies the images of the items `idxs`"
     if self.key is None: return [self.file(i) for i in idxs]
-    return [(self.number, self.key(self.tl._get(i))) for i in idxs]
+    return [(self.number, self.part or 0, self.key(self.tl._get(i))) for i in idxs]
 
 @patch
 def keys(self:ImageColumn)->list:
@@ -275,7 +291,7 @@ def is_steady(self:ImageColumn, n=8)->bool:
     some = evenly(len(self), n)
     return all(a==b for a,b in zip(self.keys_at(some), self.keys_at(some)))
 
-# %% ../nbs/06_columns.ipynb #cccc0bde
+# %% ../nbs/06_columns.ipynb #4fe9ab02
 @patch
 def place(self:ImageColumn,
     cache:ImageCache, # Where the pixels are
@@ -304,24 +320,64 @@ def shows_same(self:ImageColumn, o)->bool:
     "Tell whether the images of `o` come from the same objects, and are kept in the same way"
     return (self.recipe,self.key)==(o.recipe,o.key) and are_same(self.sources, o.sources)
 
-# %% ../nbs/06_columns.ipynb #8c666989
+# %% ../nbs/06_columns.ipynb #f6b7aa22
 @patch
 def item(self:ImageColumn, i, cache, keep, pct=None):
     "Return element `number` of item `i` as the dataset would, read through `cache`"
     im = cache.read(int(self.slots[i]), lambda: self.source(i), self.recipe, pct, keep, self.is_seen)
     return compose_tfms(im, self.after, split_idx=self.tl.tfms.split_idx)
 
-# %% ../nbs/06_columns.ipynb #50451618
+# %% ../nbs/06_columns.ipynb #c43a85b8
+def _shows(a, b): return type(a) is type(b) and a.mode==b.mode and np.array_equal(np.asarray(a), np.asarray(b))
+
+@functools.lru_cache(maxsize=64)
+def _class_of_parts(create, paths):
+    "The image class by which `create`, of a tuple type, opens each of `paths`; `None` if it does more, or less, than that"
+    made = create(list(paths))
+    if len(made)!=len(paths) or not all(isinstance(o, PILBase) for o in made): return None
+    cls = type(made[0])
+    return cls if all(_shows(o, cls.create(path)) for o,path in zip(made, paths)) else None
+
+class TupleColumn(ImageColumn):
+    "One element of the items that is a tuple of images, each of which is opened from its own path"
+    def __init__(self, number, tl, opener, cls, key=None):
+        super().__init__(number, tl, opener, None, key)
+        self.cls,paths = cls,tuple(self._opened(0)) if len(tl) else ()
+        part_cls = _class_of_parts(cls.create, paths) if paths and all(map(is_path, paths)) else None
+        self.recipe = Recipe(ifnone(part_cls, cls)) if part_cls else None
+        self._parts = [ImageColumn(number, tl, opener, self.recipe, key, part=i) for i in range(len(paths))] if part_cls else []
+
+    @property
+    def parts(self): return self._parts
+    def file(self, i): return self._opened(i)
+    def has_keys(self, n=8): return len(self.parts)>0 and all(o.has_keys(n) for o in self.parts)
+    def keys_at(self, idxs): return [k for o in self.parts for k in o.keys_at(idxs)]
+    def is_placed(self, cache, n=8): return all(o.is_placed(cache, n) for o in self.parts)
+
+    def place(self, cache, adds=True, like=()):
+        "Give the images their slots"
+        for o in self.parts: o.place(cache, adds, like)
+        self.snapshot = first(o.snapshot for o in self.parts)
+
+    def item(self, i, cache, keep, pct=None):
+        "Return the tuple that item `i` has"
+        slots = [int(o.slots[i]) for o in self.parts]
+        paths = self._opened(i)
+        if len(paths)!=len(slots): return compose_tfms(paths, self.tl.tfms.fs[self.opener:], split_idx=self.tl.tfms.split_idx)
+        images = [cache.read(slot, path, self.recipe, keep=keep) for slot,path in zip(slots, paths)]
+        return compose_tfms(self.cls(images), self.after, split_idx=self.tl.tfms.split_idx)
+
+# %% ../nbs/06_columns.ipynb #fa8cee84
 def find_images(
     dataset, # Of fastai
 )->list: # (number in the item, `TfmdLists`, number of the opening transform, image class)
     "Find the elements of the items that are images"
     if makes_own_items(dataset): return []
     tls = enumerate(item_lists(dataset))
-    found = [(i,tl,j,image_class(f)) for i,tl in tls for j,f in enumerate(tl.tfms.fs)]
-    return [o for o in found if o[3] is not None]
+    found = [(i,tl,j,_creator(f)) for i,tl in tls for j,f in enumerate(tl.tfms.fs)]
+    return [o for o in found if o[3] is not None and issubclass(o[3], (PILBase,tuple))]
 
-# %% ../nbs/06_columns.ipynb #14aa2eea
+# %% ../nbs/06_columns.ipynb #8734656f
 def leading_resize(
     item_tfms, # The item transforms of a loader, in the order in which they run
 )->Resize: # `None` if something else comes first
@@ -334,7 +390,7 @@ def _in_pixels(dataset):
     types = [o for tl in item_lists(dataset) for o in L(getattr(tl, 'types', None))]
     return [o for o in types if isinstance(o, type) and issubclass(o, TensorPoint)]
 
-# %% ../nbs/06_columns.ipynb #5cbb8174
+# %% ../nbs/06_columns.ipynb #d1ebf24d
 def choose_recipe(
     dl, # Of fastai
     cls:type, # Image class
@@ -362,7 +418,7 @@ def _encoded_recipe(cls):
     if opens_as_stock(cls): return Recipe(cls, store='encoded')
     raise ValueError(f"{cls.__name__} has a `create` of its own, which may need a file: use store='decoded'")
 
-# %% ../nbs/06_columns.ipynb #128f3ba2
+# %% ../nbs/06_columns.ipynb #018e95d9
 def image_columns(
     dl, # Any loader of fastai
     options:Options=None, # How its images would be kept
@@ -371,14 +427,18 @@ def image_columns(
     options,res = options or getattr(dl, 'options', None) or Options(),{}
     for i,tl,opener,cls in find_images(dl.dataset):
         after = [o for o in tl.tfms.fs[opener+1:] if not is_noop(o)]
-        res[i] = ImageColumn(i, tl, opener, choose_recipe(dl, cls, options, after), options.key)
-    return res
+        if issubclass(cls, tuple): res[i] = TupleColumn(i, tl, opener, cls, options.key)
+        else: res[i] = ImageColumn(i, tl, opener, choose_recipe(dl, cls, options, after), options.key)
+    return {i: o for i,o in res.items() if o.recipe is not None}
+def parts_of(columns)->list:
+    "List the columns of single images that `columns` are made of"
+    return [p for o in columns for p in o.parts]
 
-# %% ../nbs/06_columns.ipynb #3cd29fd7
+# %% ../nbs/06_columns.ipynb #942a6579
 def _n_warm(cache, columns, n=64):
     "How many of some images of `columns` are in `cache`, and 1; 0 if most have not even a slot"
     n_warm = 1
-    for o in filter(len, columns):
+    for o in filter(len, parts_of(columns)):
         slots = cache.find(o.keys_at(evenly(len(o), n)), o.recipe)
         if sum(slots>=0) <= len(slots)/2: return 0
         n_warm += int(cache.ready(slots).sum())
@@ -407,7 +467,7 @@ def cache_for(
     if not columns or not all(len(o)==0 or o.has_keys() for o in columns): return ImageCache(options.guard, options.path)
     return living_cache(columns, options) or ImageCache(options.guard, options.path)
 
-# %% ../nbs/06_columns.ipynb #d5b04f53
+# %% ../nbs/06_columns.ipynb #11ecc9f1
 def plan_columns(
     columns:list, # `ImageColumn`s
     guard:MemoryGuard, # Who is asked for a budget
@@ -417,7 +477,8 @@ def plan_columns(
 )->dict: # {recipe: `MemoryPlan`}
     "Plan what keeping the images of `columns` would take, from some of them"
     res = {}
-    for recipe in unique_by_order(o.recipe for o in columns):
+    columns = parts_of(columns)
+    for recipe in dict.fromkeys(o.recipe for o in columns):
         alike = [o for o in columns if o.recipe==recipe]
         some = [o.file(i) for o in alike for i in evenly(len(o), max(1, n//len(alike)))]
         files = [o for o in some if is_path(o)]
@@ -425,9 +486,7 @@ def plan_columns(
         res[recipe] = probe(files, recipe=recipe, guard=guard, n_timed=n_timed, held_bytes=held_bytes, n_items=sum(map(len, alike)))
     return res
 
-def unique_by_order(o): return list(dict.fromkeys(o))
-
-# %% ../nbs/06_columns.ipynb #4fa26913
+# %% ../nbs/06_columns.ipynb #71f19ccc
 def drawn_state()->tuple:
     "Return what the random numbers of Python, NumPy and PyTorch's CPU depend on, to be compared"
     return random.getstate(),np.random.get_state()[1].tobytes(),torch.get_rng_state().numpy().tobytes()

@@ -7,7 +7,7 @@ Docs: https://fastmem.github.io/fastmem/loader.html.md"""
 # %% auto #0
 __all__ = ['item_methods', 'bad_file_errors', 'worker_bytes', 'MemDL', 'n_threads', 'mem_class', 'in_memory_dl']
 
-# %% ../nbs/09_loader.ipynb #1c84120e
+# %% ../nbs/09_loader.ipynb #6ca2e781
 import copy, functools, itertools, multiprocessing.context, weakref
 
 import numpy as np
@@ -26,10 +26,10 @@ from .columns import *
 from .batch import *
 from .messages import *
 
-# %% ../nbs/09_loader.ipynb #421ba064
+# %% ../nbs/09_loader.ipynb #8baa8990
 _all_ = ['MemDL']
 
-# %% ../nbs/09_loader.ipynb #72ac7327
+# %% ../nbs/09_loader.ipynb #7d769fbb
 class _WeakLoader(_FakeLoader):
     "fastai's link from a `DataLoader` to PyTorch, which does not keep a dropped one, and its cache, alive"
     @property
@@ -41,7 +41,7 @@ class _WeakLoader(_FakeLoader):
 
 def _loader_args(o): return o.pin_memory, o.num_workers, o.timeout, o.persistent_workers, o.pin_memory_device
 
-# %% ../nbs/09_loader.ipynb #323d0e18
+# %% ../nbs/09_loader.ipynb #84e502d8
 class MemDL(TfmdDL):
     "A `TfmdDL` that reads its images through an `ImageCache`"
     stock_cls,cache,options = TfmdDL,None,None
@@ -58,7 +58,7 @@ class MemDL(TfmdDL):
         super().__init__(dataset, **kwargs)
         self.attach(Options(**asked))
 
-# %% ../nbs/09_loader.ipynb #647b56cc
+# %% ../nbs/09_loader.ipynb #d05db5d3
 @patch
 def attach(self:MemDL,
     options:Options,
@@ -78,7 +78,7 @@ def attach(self:MemDL,
     self.cache = cache
     self.follow()
 
-# %% ../nbs/09_loader.ipynb #d454f4f0
+# %% ../nbs/09_loader.ipynb #12ecd171
 item_methods = 'create_item','do_item','create_batch','create_batches','do_batch','retain'
 
 @patch
@@ -94,7 +94,7 @@ def has_changed(self:MemDL)->bool:
     "Tell whether something that decides how batches are made was replaced; takes some microseconds"
     return not are_same(self._state(), self._seen)
 
-# %% ../nbs/09_loader.ipynb #d9f7f740
+# %% ../nbs/09_loader.ipynb #b10a803c
 @patch
 def follow(self:MemDL):
     "Find the images, and how batches are made, anew where what decides them has changed"
@@ -104,7 +104,7 @@ def follow(self:MemDL):
         for j in [j for j,o in self.targets.items() if not o.is_current()]: del self.targets[j]
         self._sample = sample_targets([tl for j,tl in enumerate(item_lists(self.dataset)) if j not in self.columns])
     self._seen,self.slow_reason = self._state(),self._slow_reason()
-    for o in self.columns.values(): o.is_seen = bool(self.slow_reason)
+    for o in parts_of(self.columns.values()): o.is_seen = bool(self.slow_reason)
     self.unkept_reason = self._unkept_reason(found)
     if self.unkept_reason and self._adds: warn_unkept(self.cache, self.unkept_reason)
 
@@ -138,7 +138,7 @@ def _unkept_reason(self:MemDL, found):
         if not o.has_keys(): return f'the images of element {j} are made by a function, and named by no path'
     return ''
 
-# %% ../nbs/09_loader.ipynb #fab7a279
+# %% ../nbs/09_loader.ipynb #a8a5ca6e
 @patch
 def applied_resize(self:MemDL)->Resize:
     "Return the `Resize` that is applied to what is kept, or `None`"
@@ -160,7 +160,7 @@ def _slow_reason(self:MemDL):
 @patch(as_prop=True)
 def _may_keep(self:MemDL): return self.options.mode!='stream' and self.cache.verdict!='stream'
 
-# %% ../nbs/09_loader.ipynb #92a30703
+# %% ../nbs/09_loader.ipynb #380c1fb8
 bad_file_errors = OSError,SyntaxError,ValueError,Image.DecompressionBombError
 
 @patch
@@ -183,7 +183,7 @@ def _with_images(self:MemDL, i, others, pct=None):
     items = {**others, **images}
     return tuple(items[j] for j in sorted(items)) if isinstance(self.dataset, Datasets) else items[0]
 
-# %% ../nbs/09_loader.ipynb #4eedefaa
+# %% ../nbs/09_loader.ipynb #1304e75f
 @patch
 def create_item(self:MemDL, s):
     if self.has_changed(): self.follow()
@@ -193,7 +193,8 @@ def create_item(self:MemDL, s):
 @patch
 def readable(self:MemDL, i):
     "Tell whether the images of item `i` can be read"
-    try: return all(self.cache.has(o.slots[i], lambda: o.source(i), o.recipe, self._may_keep) for o in self.columns.values())
+    columns = parts_of(self.columns.values())
+    try: return all(self.cache.has(int(o.slots[i]), lambda: o.source(i), o.recipe, self._may_keep) for o in columns)
     except bad_file_errors: return False  # asked for by on_error='skip'
 
 @patch
@@ -216,7 +217,7 @@ def _do_resized(self:MemDL, i, resize):
     item = self._with_images(i, others, pct)
     return compose_tfms(item, [o for o in self.after_item.fs if o is not resize], split_idx=split_idx)
 
-# %% ../nbs/09_loader.ipynb #42e233fb
+# %% ../nbs/09_loader.ipynb #81bf1c28
 @patch
 def _stored_size(self:MemDL, column, i):
     "(width, height) of the image of item `i` before it is edited"
@@ -241,7 +242,7 @@ def _trace(self:MemDL, tfms, i):
     sizes = [self._stored_size(self.columns[j], i) if j in self.columns else None for j in range(n)]
     return self.trace_item(sizes, tfms)
 
-# %% ../nbs/09_loader.ipynb #23e5acf7
+# %% ../nbs/09_loader.ipynb #d5e7d875
 @patch
 def _target_columns(self:MemDL):
     for j,tl in enumerate(item_lists(self.dataset)):
@@ -266,7 +267,7 @@ def draw_batch(self:MemDL,
     made = {j: o.collated(asked[j]) if j in asked else o[i_array] for j,o in targets.items()}
     return DrawnBatch(i_array, made, pcts or None, traces)
 
-# %% ../nbs/09_loader.ipynb #c703c0d0
+# %% ../nbs/09_loader.ipynb #7eb0a104
 def n_threads():
     "Threads that make a batch: one a core, and none but its own in a worker"
     return num_cpus() if torch.utils.data.get_worker_info() is None else 0
@@ -291,7 +292,7 @@ def gather_batch(self:MemDL,
     res = {**drawn.targets, **{j: self._gather_images(j, drawn) for j in self.columns}}
     return tuple(res[j] for j in sorted(res))
 
-# %% ../nbs/09_loader.ipynb #541db1f0
+# %% ../nbs/09_loader.ipynb #d2013ce4
 @patch
 def create_batches(self:MemDL, samps):
     if not self.indexed: yield from super(MemDL, self).create_batches(samps); return
@@ -346,13 +347,13 @@ def _gather_drawn(self:MemDL, drawn):
     try: return idxs,self.gather_batch(drawn)
     except OtherSize: return idxs,self.do_batch([self.do_item(i) for i in idxs])
 
-# %% ../nbs/09_loader.ipynb #ae2c377f
+# %% ../nbs/09_loader.ipynb #29f7f9f4
 _slow_target_s = .001
 
 @patch
 def n_missing(self:MemDL)->int:
     "Count the images of this loader that are not in memory"
-    return sum(int((~self.cache.ready(o.slots)).sum()) for o in self.columns.values())
+    return sum(int((~self.cache.ready(o.slots)).sum()) for o in parts_of(self.columns.values()))
 
 @patch
 def _needs_no_workers(self:MemDL):
@@ -377,7 +378,7 @@ def preload(self:MemDL, columns, n_workers=None):
     for o in columns: o.is_preloaded = True
     preload_columns(self.cache, columns, n_workers)
 
-# %% ../nbs/09_loader.ipynb #d1967324
+# %% ../nbs/09_loader.ipynb #cc3482dd
 @patch
 def __iter__(self:MemDL):
     self._start_epoch()
@@ -407,7 +408,7 @@ def _in_this_process(self:MemDL, batches, workers):
     finally: self._worker_random = None
     yield from itertools.chain(begun, batches)
 
-# %% ../nbs/09_loader.ipynb #a7463474
+# %% ../nbs/09_loader.ipynb #beeb84ed
 worker_bytes = 60_000_000 # of a worker's own
 _float_copies = 3         # of a batch; `BatchMemory` keeps as many
 
@@ -440,7 +441,7 @@ def _watched(self:MemDL, batches):
             yield b
     finally: guard.expect(self, n_bytes)
 
-# %% ../nbs/09_loader.ipynb #75ef4112
+# %% ../nbs/09_loader.ipynb #c9818b92
 @functools.lru_cache(maxsize=None)
 def mem_class(cls):
     "`MemDL` for loaders of `cls`: a loader with its own sampling (weighted, for instance) keeps it"
@@ -472,7 +473,7 @@ def new(self:MemDL, dataset=None, cls=None, **kwargs):
     if is_stock: return res
     return in_memory_dl(res, self.options.changed(**asked), asked.get('cache') or self.cache, like=self, adds=adds)
 
-# %% ../nbs/09_loader.ipynb #bb3eee62
+# %% ../nbs/09_loader.ipynb #3b4b5a84
 _own_state = 'cache','columns','targets','options','_adds','_has_run','_seen','slow_reason','unkept_reason','_sample','_worker_random','_recipes','_begun'
 
 @patch

@@ -8,7 +8,7 @@ Docs: https://fastmem.github.io/fastmem/messages.html.md"""
 __all__ = ['ways_out', 'Nouns', 'warn_given_back', 'warn_full', 'apply_plan', 'warn_unkept', 'fill_columns', 'preload_columns',
            'report_fill']
 
-# %% ../nbs/08_messages.ipynb #d1f5e8e9
+# %% ../nbs/08_messages.ipynb #07182605
 import time
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from .plan import *
 from .cache import *
 from .columns import *
 
-# %% ../nbs/08_messages.ipynb #903eb1cb
+# %% ../nbs/08_messages.ipynb #be8061bf
 class Nouns(NamedTuple):
     "What messages call the things that a cache holds"
     things:str='images'
@@ -30,7 +30,7 @@ class Nouns(NamedTuple):
     origin:str='disk' # Where they are read from if not from memory
     way_out:str='a smaller `Resize` or `size`' # What else than more memory helps
 
-# %% ../nbs/08_messages.ipynb #9e033b3d
+# %% ../nbs/08_messages.ipynb #4da6b584
 def warn_given_back(
     cache:ImageCache,
     nouns:Nouns=Nouns(),
@@ -50,7 +50,7 @@ def warn_full(
     cache.tell_once('full', f'out of memory ({cache.guard.binding()}): {human_bytes(cache.held_bytes)} of {nouns.things} cached, '
                     f'the rest is read from {nouns.origin} each epoch. Use {nouns.way_out}, or free memory.')
 
-# %% ../nbs/08_messages.ipynb #51e65cb1
+# %% ../nbs/08_messages.ipynb #32432f9d
 def _encoded_hint(plan):
     "That the files themselves would fit, where pixels do not"
     files = plan.stores.get('encoded')
@@ -75,7 +75,7 @@ def apply_plan(
     kept = 'all are' if on_full=='stream' else f'about {plan.cached_frac:.0%} are kept, the rest is'
     cache.tell_once('plan', f'{need}: {kept} read from {nouns.origin}. Use {nouns.way_out}, or free memory.{_encoded_hint(plan)}')
 
-# %% ../nbs/08_messages.ipynb #64d978cf
+# %% ../nbs/08_messages.ipynb #4253fba2
 def warn_unkept(
     cache:ImageCache,
     why:str, # Why some images are not kept
@@ -86,14 +86,14 @@ def warn_unkept(
 ways_out = ("Give `key=` a function that names the image of an item, or open it by `cached(PILImage.create)` in the transform; "
             "two images of one item are two `ImageBlock`s with `n_inp=2`; any dataset can be wrapped in `CachedDataset`.")
 
-# %% ../nbs/08_messages.ipynb #235f0a5b
+# %% ../nbs/08_messages.ipynb #4c66e2f2
 def fill_columns(
     cache:ImageCache,
     columns:list, # `ImageColumn`s
     **kwargs # As for `ImageCache.fill`
 )->dict: # {file: error} of those that can't be read
     "Read what is missing of `columns`"
-    columns = [o for o in columns if len(o)]
+    columns = [o for o in parts_of(columns) if len(o)]
     if not columns: return {}
     lengths = [len(o) for o in columns]
     which = np.repeat(np.arange(len(columns)), lengths)
@@ -112,7 +112,7 @@ def preload_columns(
     looks = any(o.is_seen for o in columns)
     report_fill(cache, lambda: fill_columns(cache, columns, n_workers=n_workers, show=True, looks=looks))
 
-# %% ../nbs/08_messages.ipynb #f909aa73
+# %% ../nbs/08_messages.ipynb #090a7613
 def report_fill(
     cache:ImageCache,
     fill, # Fills `cache`, and returns {source: error} of those that can't be read
