@@ -180,7 +180,7 @@ class TargetColumn:
         self.known,self.rows,self.table,self.snapshot = {},None,None,None
         if not self._is_pure(): return
         self.snapshot = Snapshot(tl, read_columns(fs), like)
-        self.rows = np.full(len(tl), -1, np.int16)  # by item: which row of `table` it is
+        self.rows = np.full(len(tl), -1, np.int8)  # by item: which row of `table` it is
 
     def _is_pure(self):
         if type(self.tl).__getitem__ is not TfmdLists.__getitem__ or not self.rest: return False
@@ -218,8 +218,13 @@ def _remember(self:TargetColumn, idxs):
     keys = [_label_key(o) for o in labels]
     new = {k:o for k,o in zip(keys,labels) if k not in self.known}
     if (None in new) or not self._add(new): self.rows = None  # from here on fastai's pipeline is asked
-    else: self.rows[idxs] = [self.known[k] for k in keys]
+    else: self._set_rows(idxs, [self.known[k] for k in keys])
     return self.rows is not None
+
+@patch
+def _set_rows(self:TargetColumn, idxs, rows):
+    if self.rows.dtype==np.int8 and len(self.known)>np.iinfo(np.int8).max: self.rows = self.rows.astype(np.int16)
+    self.rows[idxs] = rows
 
 @patch
 def _add(self:TargetColumn, new):

@@ -102,7 +102,6 @@ def follow(self:MemDL):
     with random_state_kept():
         if self.has_changed() or not self._is_placed(found): self._place(found)
         for j in [j for j,o in self.targets.items() if not o.is_current()]: del self.targets[j]
-        self._sample = sample_targets([tl for j,tl in enumerate(item_lists(self.dataset)) if j not in self.columns])
     self._seen,self.slow_reason = self._state(),self._slow_reason()
     for o in parts_of(self.columns.values()): o.is_seen = bool(self.slow_reason)
     self.unkept_reason = self._unkept_reason(found)
@@ -124,6 +123,7 @@ def _place(self:MemDL, found):
         if j in known and known[j].shows_same(column) and known[j].is_placed(self.cache): column = known[j]
         else: column.place(self.cache, self._adds, self._snapshots())
         self.columns[j] = column
+    self._sample = sample_targets([tl for j,tl in enumerate(item_lists(self.dataset)) if j not in self.columns])
 
 @patch
 def _snapshots(self:MemDL): return [o.snapshot for o in (*self.columns.values(), *self.targets.values()) if o.snapshot is not None]
