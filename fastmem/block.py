@@ -204,15 +204,10 @@ def prefers_files(
     if options['mode']=='stream' or has_most(cache, columns): return False,''
     plans = plan_columns(columns, cache.guard)
     cache.item_bytes.update({k: (o.total_bytes/o.n_items, o.error_frac) for k,o in plans.items()})
-    if sum_plans([*plans.values()], cache.guard).fits: return False,''
-    plan = sum_plans([*plan_columns(columns, cache.guard, n_timed=32).values()], cache.guard)
+    plan = sum_plans([*plans.values()], cache.guard)
     files = plan.stores.get('encoded')
-    if files is None or not files.costs: return False,''
-    rates = f'about {files.warm_rate:,.0f} images/s once warm, where {plan.cached_frac:.0%} of the pixels would give {plan.warm_rate:,.0f} ({plan.timing})'
-    if files.fits and files.warm_rate>1.5*plan.warm_rate:  # timings of a few images scatter
-        return True,(f'files are kept as they are, {human_bytes(files.total_bytes)}, since {human_bytes(plan.total_bytes)} of pixels do not fit: {rates}. '
-                     "store='resized' or 'decoded' keeps pixels.")
-    return False,f" store='encoded' would keep {files.cached_frac:.0%} of the files as they are, {human_bytes(files.total_bytes)} in all: {rates}."
+    if plan.fits or files is None or not files.fits: return False,''
+    return False,f" store='encoded' would keep all files as they are, {human_bytes(files.total_bytes)}."
 
 def cache_for(
     columns, # `ImageColumn`s of all loaders that will share it

@@ -7,8 +7,8 @@ Docs: https://fastmem.github.io/fastmem/opener.html.md"""
 # %% auto #0
 __all__ = ['Opener', 'open_mode', 'opens_as_stock', 'opener_of']
 
-# %% ../nbs/00b_opener.ipynb #c943686d
-import dis, functools, hashlib, sys, types, uuid, weakref
+# %% ../nbs/00b_opener.ipynb #8e098242
+import copyreg, dis, functools, hashlib, sys, types, uuid, weakref
 from typing import NamedTuple
 
 import fastai.vision.core
@@ -134,7 +134,7 @@ class _Walk:
         if isinstance(o, (str,bytes)) and len(o)>_max_value_bytes: raise _Incomparable("which is too long")
         self.note(type(o).__name__, repr(o))
 
-# %% ../nbs/00b_opener.ipynb #6405a867
+# %% ../nbs/00b_opener.ipynb #2738bcdd
 @patch
 def items(self:_Walk, o):
     if len(o)>self.n_left: raise _Incomparable(f"a {type(o).__name__} of {len(o):,}")
@@ -157,18 +157,20 @@ def tensor(self:_Walk, o):
     self.note('tensor', o.dtype)
     self.array(o.detach().contiguous().flatten().view(torch.uint8).numpy())
 
+def _reduce(o): return o.__reduce_ex__(4)
+
 @patch
 def pickled(self:_Walk, o):
     "Note the class and state of an object; raises `_Incomparable`"
     if hasattr(o, '__wrapped__'): return self.value(o.__wrapped__)
-    try: parts = o.__reduce_ex__(4)
+    try: parts = copyreg.dispatch_table.get(type(o), _reduce)(o)
     except Exception as e: raise _Incomparable(f"of type {type(o).__name__}, can't be compared between runs ({e})") from e
     if isinstance(parts, str): return self.note('global', _module_of(o), parts)
     function,args,state,*others = (*parts, None, None, None)[:5]
     for x in (function, args, state): self.value(x)
     for x in others: self.items([*ifnone(x, ())])
 
-# %% ../nbs/00b_opener.ipynb #3e4df651
+# %% ../nbs/00b_opener.ipynb #af68b49a
 @patch
 def code(self:_Walk, o):
     counts = o.co_argcount,o.co_posonlyargcount,o.co_kwonlyargcount,o.co_flags
@@ -182,20 +184,21 @@ def function(self:_Walk, o):
     self.note('function', *([_module_of(o), o.__qualname__, version] if version else []))
     read,changed = _names(o.__code__)
     for name,cell in zip(o.__code__.co_freevars, o.__closure__ or ()):
-        if name not in changed: self.cell(name, cell)
+        if name not in changed: self.cell(name, cell, o.__code__.co_names)
     if version: return
     for x in (o.__code__, o.__defaults__, o.__kwdefaults__): self.named(o.__qualname__, x)
     for name in sorted(read-changed):
-        if name in o.__globals__: self.global_value(name, o.__globals__[name], o.__code__.co_names)
+        if name in o.__globals__: self.outer_value(name, o.__globals__[name], o.__code__.co_names)
 
 @patch
-def cell(self:_Walk, name, o):
-    try: self.named(name, o.cell_contents)
-    except ValueError: self.note('empty cell', name)
+def cell(self:_Walk, name, o, attributes):
+    try: contents = o.cell_contents
+    except ValueError: return self.note('empty cell', name)
+    self.outer_value(name, contents, attributes)
 
 @patch
-def global_value(self:_Walk, name, o, attributes):
-    "Note a global value; of a module the `attributes` that code may ask it for"
+def outer_value(self:_Walk, name, o, attributes):
+    "Note a value from outside a function; of a module the `attributes` that code may ask it for"
     if not isinstance(o, types.ModuleType): return self.named(name, o)
     key = o.__name__,attributes
     if key in self.seen: return
@@ -204,7 +207,7 @@ def global_value(self:_Walk, name, o, attributes):
     self.note('module', o.__name__, version)
     for k in attributes:
         x = vars(o).get(k)
-        if isinstance(x, types.ModuleType) or (x is not None and not version) or _is_users(x): self.global_value(f'{name}.{k}', x, attributes)
+        if isinstance(x, types.ModuleType) or (x is not None and not version) or _is_users(x): self.outer_value(f'{name}.{k}', x, attributes)
 
 def _is_users(o): return isinstance(o, (types.FunctionType,type)) and not _package_version(_module_of(o))
 
