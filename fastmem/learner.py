@@ -152,6 +152,6 @@ def memory_plan(self:Learner,
         step_s = _step_s(self, batch, n_steps)
     finally: set_random_states(**states)
     plan = plan._replace(waits_frac=waits_frac(load_s, step_s, dl.fake_l.num_workers))
-    if not plan.hardly_waits: return plan
+    if plan.waits_frac>=.1: return plan
     return plan._replace(warnings=(*plan.warnings, f'Loading is not the bottleneck: a step takes {step_s:.3g} s, and stock makes a batch '
                          f'in {load_s:.3g} s with each of {dl.fake_l.num_workers} workers. Keeping images would hardly make training faster.'))

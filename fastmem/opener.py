@@ -7,8 +7,8 @@ Docs: https://fastmem.github.io/fastmem/opener.html.md"""
 # %% auto #0
 __all__ = ['Opener', 'open_mode', 'opens_as_stock', 'opener_of']
 
-# %% ../nbs/00b_opener.ipynb #c943686d
-import dis, functools, hashlib, sys, types, uuid, weakref
+# %% ../nbs/00b_opener.ipynb #8e098242
+import copyreg, dis, functools, hashlib, sys, types, uuid, weakref
 from typing import NamedTuple
 
 import fastai.vision.core
@@ -53,14 +53,14 @@ def _module_of(o):
     if isinstance(o, types.FunctionType): return o.__globals__.get('__name__', '')
     return getattr(o, '__module__', None) or ''
 
-# %% ../nbs/00b_opener.ipynb #02988eaf
-_changing_methods = {'add','append','appendleft','clear','discard','extend','insert','pop','popitem','remove','setdefault','update'}
+# %% ../nbs/00b_opener.ipynb #453155a4
+_changing_methods = set('add append appendleft clear discard extend insert pop popitem remove setdefault update'.split())
 _stores = {'STORE_GLOBAL','STORE_DEREF','STORE_ATTR','DELETE_GLOBAL','DELETE_ATTR'}
 
 def _is_load(o): return o.opname.startswith('LOAD_') and isinstance(o.argval, str) and o.opname!='LOAD_CONST'
 
 def _changes(first, second, third):
-    "Check that three instructions in turn are the start of `first.append(…)`, `first[second] = …` or `first[second] += …`"
+    "Check that instructions in turn are those of `first.append(…)`, `first[second] = …` or `first[second] += …`"
     if not _is_load(first): return False
     if _is_load(second) and second.argval in _changing_methods: return True
     return third.opname in ('STORE_SUBSCR','DELETE_SUBSCR','COPY','DUP_TOP_TWO')
@@ -73,7 +73,8 @@ def _names(
     steps = list(dis.get_instructions(code))
     read = {o.argval for o in steps if o.opname in ('LOAD_GLOBAL','LOAD_NAME')}
     changed = {o.argval for o in steps if o.opname in _stores}
-    changed |= {a.argval for a,b,c in zip(steps, steps[1:], steps[2:]) if _changes(a, b, c)}
+    in_turn = zip(steps, steps[1:], steps[2:])
+    changed |= {o[0].argval for o in in_turn if _changes(*o)}
     for o in code.co_consts:
         if isinstance(o, types.CodeType):
             inner_read,inner_changed = _names(o)
@@ -95,7 +96,7 @@ def _object_name(o)->str:
         _known_objects[id(o)] = _reference(o),name
     return name
 
-# %% ../nbs/00b_opener.ipynb #e4cd9c29
+# %% ../nbs/00b_opener.ipynb #a2b3a7c5
 class _Incomparable(Exception): "Why a value can't be compared between runs"
 
 _max_values,_max_value_bytes = 5_000,1_000_000
@@ -103,7 +104,11 @@ _plain_types = {type(None),bool,int,float,complex,str,bytes,type(...),range,slic
 
 class _Walk:
     "Notes what code and values are, step by step"
-    def __init__(self): self.notes,self.seen,self.n_left,self.session_only = [],{},_max_values,''
+    def __init__(self):
+        self.notes,self.seen = [],{}
+        self.n_left = _max_values
+        self.session_only = ''
+
     def note(self, *args): self.notes.append('\t'.join(map(str, args)))
 
     def named(self, name, o):
@@ -134,12 +139,13 @@ class _Walk:
         if isinstance(o, (str,bytes)) and len(o)>_max_value_bytes: raise _Incomparable("which is too long")
         self.note(type(o).__name__, repr(o))
 
-# %% ../nbs/00b_opener.ipynb #6405a867
+# %% ../nbs/00b_opener.ipynb #cc1d0c7e
 @patch
 def items(self:_Walk, o):
     if len(o)>self.n_left: raise _Incomparable(f"a {type(o).__name__} of {len(o):,}")
     self.note(type(o).__name__, len(o))
-    for x in sorted(o, key=repr) if isinstance(o, (set,frozenset)) else o: self.value(x)
+    if isinstance(o, (set,frozenset)): o = sorted(o, key=repr)
+    for x in o: self.value(x)
 
 @patch
 def dict_items(self:_Walk, o): self.items([*o.items()])
@@ -148,7 +154,8 @@ def dict_items(self:_Walk, o): self.items([*o.items()])
 def array(self:_Walk, o):
     if o.nbytes>_max_value_bytes: raise _Incomparable(f"an array of {o.nbytes:,} bytes")
     if o.dtype.hasobject: return self.pickled(o)
-    self.note('array', o.dtype.str, o.shape, hashlib.blake2b(np.ascontiguousarray(o)).hexdigest())
+    checksum = hashlib.blake2b(np.ascontiguousarray(o)).hexdigest()
+    self.note('array', o.dtype.str, o.shape, checksum)
 
 @patch
 def tensor(self:_Walk, o):
@@ -157,18 +164,20 @@ def tensor(self:_Walk, o):
     self.note('tensor', o.dtype)
     self.array(o.detach().contiguous().flatten().view(torch.uint8).numpy())
 
+def _reduce(o): return o.__reduce_ex__(4)
+
 @patch
 def pickled(self:_Walk, o):
     "Note the class and state of an object; raises `_Incomparable`"
     if hasattr(o, '__wrapped__'): return self.value(o.__wrapped__)
-    try: parts = o.__reduce_ex__(4)
-    except Exception as e: raise _Incomparable(f"of type {type(o).__name__}, can't be compared between runs ({e})") from e
+    try: parts = copyreg.dispatch_table.get(type(o), _reduce)(o)
+    except Exception as e: raise _Incomparable(f"a {type(o).__name__} that can't be compared between runs ({e})") from e
     if isinstance(parts, str): return self.note('global', _module_of(o), parts)
     function,args,state,*others = (*parts, None, None, None)[:5]
     for x in (function, args, state): self.value(x)
     for x in others: self.items([*ifnone(x, ())])
 
-# %% ../nbs/00b_opener.ipynb #3e4df651
+# %% ../nbs/00b_opener.ipynb #ba9e4b16
 @patch
 def code(self:_Walk, o):
     counts = o.co_argcount,o.co_posonlyargcount,o.co_kwonlyargcount,o.co_flags
@@ -182,20 +191,21 @@ def function(self:_Walk, o):
     self.note('function', *([_module_of(o), o.__qualname__, version] if version else []))
     read,changed = _names(o.__code__)
     for name,cell in zip(o.__code__.co_freevars, o.__closure__ or ()):
-        if name not in changed: self.cell(name, cell)
+        if name not in changed: self.cell(name, cell, o.__code__.co_names)
     if version: return
     for x in (o.__code__, o.__defaults__, o.__kwdefaults__): self.named(o.__qualname__, x)
     for name in sorted(read-changed):
-        if name in o.__globals__: self.global_value(name, o.__globals__[name], o.__code__.co_names)
+        if name in o.__globals__: self.outer_value(name, o.__globals__[name], o.__code__.co_names)
 
 @patch
-def cell(self:_Walk, name, o):
-    try: self.named(name, o.cell_contents)
-    except ValueError: self.note('empty cell', name)
+def cell(self:_Walk, name, o, attributes):
+    try: contents = o.cell_contents
+    except ValueError: return self.note('empty cell', name)
+    self.outer_value(name, contents, attributes)
 
 @patch
-def global_value(self:_Walk, name, o, attributes):
-    "Note a global value; of a module the `attributes` that code may ask it for"
+def outer_value(self:_Walk, name, o, attributes):
+    "Note a value from outside a function; of a module the `attributes` that code may ask it for"
     if not isinstance(o, types.ModuleType): return self.named(name, o)
     key = o.__name__,attributes
     if key in self.seen: return
@@ -203,14 +213,19 @@ def global_value(self:_Walk, name, o, attributes):
     version = _package_version(o.__name__)
     self.note('module', o.__name__, version)
     for k in attributes:
-        x = vars(o).get(k)
-        if isinstance(x, types.ModuleType) or (x is not None and not version) or _is_users(x): self.global_value(f'{name}.{k}', x, attributes)
+        if k not in vars(o): continue
+        x = vars(o)[k]
+        if not version or _may_be_users(x): self.outer_value(f'{name}.{k}', x, attributes)
 
-def _is_users(o): return isinstance(o, (types.FunctionType,type)) and not _package_version(_module_of(o))
+def _may_be_users(o):
+    "Check that an attribute of an installed module may lead to code of the user's, which has replaced it"
+    if isinstance(o, types.ModuleType): return True
+    return isinstance(o, (types.FunctionType,type)) and not _package_version(_module_of(o))
 
-# %% ../nbs/00b_opener.ipynb #e4c0f7cc
-_class_internals = {'__module__','__qualname__','__doc__','__dict__','__weakref__','__annotations__','__annotate__','__slots__','__orig_bases__',
-                    '__firstlineno__','__static_attributes__','__parameters__','__abstractmethods__','_abc_impl'}
+# %% ../nbs/00b_opener.ipynb #7870d7b6
+_class_internals = {'__module__','__qualname__','__doc__','__dict__','__weakref__','__annotations__','__annotate__',
+                    '__slots__','__orig_bases__','__firstlineno__','__static_attributes__','__parameters__',
+                    '__abstractmethods__','_abc_impl'}
 
 @patch
 def class_(self:_Walk, o):
@@ -218,11 +233,12 @@ def class_(self:_Walk, o):
     self.note('class', _module_of(o), o.__qualname__, version)
     if version: return
     for base in o.__bases__: self.value(base)
-    attributes = {k:v for k,v in vars(o).items() if k not in _class_internals and not isinstance(v, types.MemberDescriptorType)}
-    functions = [getattr(v, '__func__', v) for v in attributes.values()]
-    changed = frozenset().union(*[_names(f.__code__)[1] for f in functions if isinstance(f, types.FunctionType)])
-    for k in sorted(attributes):
-        if k not in changed: self.named(f'{o.__name__}.{k}', attributes[k])
+    functions = [getattr(f, '__func__', f) for f in vars(o).values()]
+    codes = [f.__code__ for f in functions if isinstance(f, types.FunctionType)]
+    ignored = _class_internals.union(*[_names(code)[1] for code in codes])
+    for k in sorted(vars(o).keys()-ignored):
+        x = vars(o)[k]
+        if not isinstance(x, types.MemberDescriptorType): self.named(f'{o.__name__}.{k}', x)
 
 @patch
 def method(self:_Walk, o):
@@ -234,16 +250,38 @@ def builtin(self:_Walk, o):
     self.note('builtin', o.__qualname__)
     self.value(None if isinstance(o.__self__, types.ModuleType) else o.__self__)
 
-_walkers = {tuple: _Walk.items, frozenset: _Walk.items, list: _Walk.items, set: _Walk.items, dict: _Walk.dict_items, np.ndarray: _Walk.array,
-            torch.Tensor: _Walk.tensor, types.CodeType: _Walk.code, types.FunctionType: _Walk.function, type: _Walk.class_,
-            types.MethodType: _Walk.method, types.BuiltinFunctionType: _Walk.builtin, (classmethod,staticmethod): lambda w,o: w.value(o.__func__),
-            property: lambda w,o: w.items([o.fget, o.fset]), types.ModuleType: lambda w,o: w.note('module', o.__name__)}
+@patch
+def wrapper(self:_Walk, o): self.value(o.__func__)
+@patch
+def property_(self:_Walk, o): self.items([o.fget, o.fset])
+@patch
+def module(self:_Walk, o): self.note('module', o.__name__)
 
-# %% ../nbs/00b_opener.ipynb #2fab80a0
-def _digest(notes): return hashlib.blake2b('\n'.join(notes).encode(errors='backslashreplace'), digest_size=16).hexdigest()
+_walkers = {
+    tuple: _Walk.items,
+    frozenset: _Walk.items,
+    list: _Walk.items,
+    set: _Walk.items,
+    dict: _Walk.dict_items,
+    np.ndarray: _Walk.array,
+    torch.Tensor: _Walk.tensor,
+    types.CodeType: _Walk.code,
+    types.FunctionType: _Walk.function,
+    types.MethodType: _Walk.method,
+    types.BuiltinFunctionType: _Walk.builtin,
+    types.ModuleType: _Walk.module,
+    type: _Walk.class_,
+    (classmethod,staticmethod): _Walk.wrapper,
+    property: _Walk.property_}
+
+# %% ../nbs/00b_opener.ipynb #93030cab
+def _digest_of(notes):
+    text = '\n'.join(notes)
+    return hashlib.blake2b(text.encode(errors='backslashreplace'), digest_size=16).hexdigest()
 
 @functools.lru_cache(maxsize=100)
-def _stock_opener(cls, version, open_args): return Opener(_digest([cls.__module__, cls.__qualname__, version, open_args]))
+def _stock_opener(cls, version, open_args):
+    return Opener(_digest_of([cls.__module__, cls.__qualname__, version, open_args]))
 
 def opener_of(
     cls:type, # fastai's image class, or one of the user's
@@ -256,4 +294,4 @@ def opener_of(
     if cls.create is not OpenMask: walk.named('create', cls.create)
     walk.named('_open_args', cls._open_args)
     walk.named('load_image', fastai.vision.core.load_image)
-    return Opener(_digest(walk.notes), walk.session_only)
+    return Opener(_digest_of(walk.notes), walk.session_only)

@@ -81,7 +81,7 @@ def __repr__(self:MemoryPlan): return str(self)
 @patch
 def _repr_html_(self:MemoryPlan): return html_table(self.rows())
 
-# %% ../nbs/02_plan.ipynb #ceac79b1
+# %% ../nbs/02_plan.ipynb #624a9b10
 @patch
 def plot(self:MemoryPlan, ax=None):
     "Draw what each store takes, and a line for what may be taken; returns the axes"
@@ -89,14 +89,16 @@ def plot(self:MemoryPlan, ax=None):
     plans = self.stores or {self.store: self}
     if ax is None: _,ax = plt.subplots(figsize=(6, .5*len(plans)+1))
     colors = ['C0' if o.fits else 'C3' for o in plans.values()]
-    bars = ax.barh(list(plans), [o.total_bytes/1e9 for o in plans.values()], color=colors)
+    widths = [o.total_bytes/1e9 for o in plans.values()]
+    bars = ax.barh(list(plans), widths, color=colors)
     ax.bar_label(bars, [f' {o.size_text()}' for o in plans.values()])
-    largest,budget = max(o.total_bytes for o in plans.values())/1e9,self.budget_bytes/1e9
+    largest,budget = max(widths),self.budget_bytes/1e9
     if budget<2*largest: ax.axvline(budget, color='C7', ls='--')
-    ax.set(xlabel='GB', title=f'{self.store}: {self.cached_frac:.0%} fits in {human_bytes(self.budget_bytes)}', xlim=(0, 1.3*largest or 1))
+    title = f'{self.store}: {self.cached_frac:.0%} fits in {human_bytes(self.budget_bytes)}'
+    ax.set(xlabel='GB', title=title, xlim=(0, 1.3*largest or 1))
     return ax
 
-# %% ../nbs/02_plan.ipynb #607444e2
+# %% ../nbs/02_plan.ipynb #3649b4f1
 def make_plan(
     n_items:int, # Images
     total_bytes:int, # What they would take
@@ -111,7 +113,8 @@ def make_plan(
     budget = limits[binding]+held_bytes
     reason = 'All images fit.'
     if total_bytes>budget:
-        reason = f'{binding} leaves {human_bytes(budget)}, {human_bytes(total_bytes-budget)} too little: the rest is read from disk.'
+        missing = human_bytes(total_bytes-budget)
+        reason = f'{binding} leaves {human_bytes(budget)}, {missing} too little: the rest is read from disk.'
     return MemoryPlan(n_items, total_bytes, budget, store, reason, error_frac)
 
 # %% ../nbs/02_plan.ipynb #e121d53d
@@ -123,8 +126,9 @@ def _sum(sizes, n_files):
     "(bytes of `n_files`, standard error of that as a fraction) from the sizes of some"
     if not sizes: return 0,0.
     sizes = np.array(sizes)
-    error = 0. if len(sizes)>=n_files else sizes.std()/max(sizes.mean(), 1)/np.sqrt(len(sizes))
-    return int(sizes.mean()*n_files),float(error)
+    total = int(sizes.mean()*n_files)
+    if len(sizes)>=n_files: return total,0.
+    return total,float(sizes.std()/max(sizes.mean(), 1)/np.sqrt(len(sizes)))
 
 def _item_bytes(recipe, header):
     w,h,mode = header
@@ -208,9 +212,9 @@ def get_images(
     "A list of paths from a list, or from a folder; raises `FileNotFoundError` or `ValueError` if there is none"
     if not isinstance(files, (str,Path)): return list(files)
     folder = Path(files)
-    if not folder.is_dir(): raise FileNotFoundError(f"no folder {folder}: give the folder that holds the images, or a list of paths")
+    if not folder.is_dir(): raise FileNotFoundError(f"no folder {folder}: give the folder of the images, or a list of paths")
     res = lister(folder)
-    if not res: raise ValueError(f"no images in {folder}: looked for files with an image's extension, in all its folders")
+    if not res: raise ValueError(f"no images in {folder}: no file in it or its folders has an image's extension")
     return res
 
 # %% ../nbs/02_plan.ipynb #5a6c488d
@@ -224,26 +228,29 @@ def probe(
     held_bytes:int=0, # What of them is held already
     n_items:int=None, # Images in all, where `files` are some of them
 )->MemoryPlan:
-    "Plan what keeping `files` in memory would take, from `n` headers and the pixels of `n_timed` images; allocates nothing"
+    "Plan what keeping `files` would take, from `n` headers and the pixels of `n_timed` images; allocates nothing"
     files,guard = get_images(files, _listed),ifnone(guard, shared_guard())
     n_items = ifnone(n_items, len(files))
     if recipe is None: recipe = Recipe() if size is None else Recipe(method='crop', size=(size,size))
     taken = store_bytes(files, [recipe, Recipe(recipe.cls)], n, n_items)
-    stores = {k: make_plan(n_items, total, k, guard, error, held_bytes) for k,(total,error) in taken.items()}
+    def plan(store, total, error): return make_plan(n_items, total, store, guard, error, held_bytes)
+    stores = {k: plan(k, *o) for k,o in taken.items()}
     image_s = time_images(files, recipe, n_timed) if n_timed and files else None
     return stores[recipe.store]._replace(image_s=image_s, stores=stores)
 
-# %% ../nbs/02_plan.ipynb #724043de
+# %% ../nbs/02_plan.ipynb #fe691242
 def sum_plans(
     plans:list, # `MemoryPlan`s of images that are kept side by side: inputs and masks
     guard:MemoryGuard, # Who is asked for a budget
     held_bytes:int=0, # What of them is held already
 )->MemoryPlan:
     "One plan for all of them"
-    if not plans: return make_plan(0, 0, 'decoded', guard)._replace(reason='No images are read from files: nothing is kept.')
+    if not plans: return make_plan(0, 0, 'decoded', guard)._replace(reason='Nothing is kept: no images are read from files.')
     n_items,error = sum(o.n_items for o in plans),max(o.error_frac for o in plans)
-    def total(k): return make_plan(n_items, sum(o.stores.get(k,o).total_bytes for o in plans), k, guard, error, held_bytes)
-    stores = {k: total(k) for k in plans[0].stores}
+    def plan(store):
+        total_bytes = sum(o.stores.get(store, o).total_bytes for o in plans)
+        return make_plan(n_items, total_bytes, store, guard, error, held_bytes)
+    stores = {k: plan(k) for k in plans[0].stores}
     fills = [o.n_items*o.image_s for o in plans if o.image_s is not None]
     image_s = sum(fills)/n_items if len(fills)==len(plans) else None
     return stores[plans[0].store]._replace(image_s=image_s, stores=stores)

@@ -114,8 +114,8 @@ class Recipe(_RecipeFields):
             return tuple(np.maximum(np.rint(o*scale).astype(int), 1) for o in (w,h))
         return tuple(np.full_like(w, o) for o in self.size)
 
-# %% ../nbs/01_recipe.ipynb #f070a74a
-_path_types = {str, np.str_, *(getattr(pathlib, o) for o in ('Path','PosixPath','WindowsPath','PurePath','PurePosixPath','PureWindowsPath'))}
+# %% ../nbs/01_recipe.ipynb #4279cbf3
+_path_types = {str, np.str_, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath}
 
 def is_path(o)->bool:
     "Check that `o` is a path and no more: a subclass may carry what its class's `create` looks at"
@@ -123,7 +123,7 @@ def is_path(o)->bool:
 
 def _path_bytes(path, folder):
     try: res = os.fsencode(path)
-    except UnicodeEncodeError: res = str(path).encode('utf-8', 'surrogatepass')  # the name of no file: reading it says so
+    except UnicodeEncodeError: res = str(path).encode('utf-8', 'surrogatepass')  # no file's name: reading it says so
     return res if res.startswith(b'/') else os.path.join(folder, res)
 
 def _key_bytes(key): return repr(_plain_key(key)).encode()
@@ -141,7 +141,7 @@ def _recipe_digest(recipe):
     text = repr((cls.__module__, cls.__qualname__, *map(str, fields)))
     return np.frombuffer(_digest(text.encode(), b'recipe'), np.uint64)
 
-# %% ../nbs/01_recipe.ipynb #5111d054
+# %% ../nbs/01_recipe.ipynb #a4e1b476
 def key_digests(
     items:list, # Paths or bytes of images; or keys of these: str, bytes, int, or tuples of them
     recipe:Recipe, # How their pixels are made
@@ -149,8 +149,11 @@ def key_digests(
 )->np.ndarray: # (n, 2) uint64
     "Digests by which the pixels of `items` are found; raises `TypeError` for other keys"
     folder = os.getcwdb()
-    if are_keys: res = [_digest(_key_bytes(o), b'key') for o in items]
-    else: res = [_digest(o, b'bytes') if isinstance(o, bytes) else _digest(_path_bytes(o, folder), b'path') for o in items]
+    def digest(o):
+        if are_keys: return _digest(_key_bytes(o), b'key')
+        if isinstance(o, bytes): return _digest(o, b'bytes')
+        return _digest(_path_bytes(o, folder), b'path')
+    res = list(map(digest, items))
     return np.frombuffer(b''.join(res), np.uint64).reshape(-1,2) ^ _recipe_digest(recipe)
 
 # %% ../nbs/01_recipe.ipynb #e9d05e37
@@ -163,9 +166,10 @@ def resize_recipe(
     return Recipe(cls, resize.method, tuple(resize.size), resize.pad_mode, int(resample))
 
 # %% ../nbs/01_recipe.ipynb #20c7146a
-pixel_modes = {'L':(1,np.uint8), 'RGB':(3,np.uint8), 'RGBA':(4,np.uint8), 'CMYK':(4,np.uint8), 'LA':(2,np.uint8),
-               'YCbCr':(3,np.uint8), 'HSV':(3,np.uint8), 'LAB':(3,np.uint8), 'I;16':(1,np.uint16), 'I':(1,np.int32), 'F':(1,np.float32),
-               'P':(1,np.uint8), 'PA':(2,np.uint8), '1':(1,np.uint8)}
+_byte_modes = dict(L=1, RGB=3, RGBA=4, CMYK=4, LA=2, YCbCr=3, HSV=3, LAB=3)
+pixel_modes = {k: (n,np.uint8) for k,n in _byte_modes.items()}  # (bands, type of a value); new ones go to the end
+pixel_modes.update({'I;16': (1,np.uint16), 'I': (1,np.int32), 'F': (1,np.float32)})
+pixel_modes.update({'P': (1,np.uint8), 'PA': (2,np.uint8), '1': (1,np.uint8)})
 mode_names = list(pixel_modes)
 _unmixed_modes = 'P','PA','1' # numbers of colours, which resizing can't mix
 
@@ -190,10 +194,10 @@ def pixel_bytes(mode):
 def image_header(
     file, # Path to an image
 )->tuple: # (width, height, mode) or `None` if it can't be read
-    "Size and mode from the header of `file`, without decoding it"
+    "Size and mode from the header of `file`, without decoding it; a batch that reaches it raises what reading raises"
     try:
         with Image.open(file) as im: return *im.size, im.mode
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError): return None  # a batch that reaches it raises it
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError): return None
 
 def evenly(
     n_items:int,
@@ -211,13 +215,14 @@ class Pixels(NamedTuple):
     full:tuple # (width, height) in its file
     planes:np.ndarray=None # (bands, height, width), a view of what the cache keeps of it
 
-def _open_scaled(file, cls, wanted):
-    "(image, full size, fraction it was decoded at): a JPEG no larger than needed to make `wanted` from it"
+def _open_scaled(file, recipe):
+    "(image, full size, fraction it was decoded at): a JPEG no larger than what `recipe` stores needs"
     with Image.open(file) as im:
         full,frac = tuple(im.size),1.
-        drafted = im.draft(None, wanted(full)) if im.format=='JPEG' else None
+        wanted = [draft_ratio*int(o) for o in recipe.stored_size(full)]
+        drafted = im.draft(None, wanted) if im.format=='JPEG' else None
         if drafted is not None: frac = drafted[1][2]/full[0]
-        mode = open_mode(cls)
+        mode = open_mode(recipe.cls)
         im.load()
         return im.convert(mode) if mode not in (None,im.mode) else im, full, frac  # not a copy: it is resized next
 
@@ -248,7 +253,7 @@ def make_pixels(
 )->Pixels:
     "Read and decode `file`; raises what fastai raises"
     if _may_draft(file, recipe):
-        im,full,frac = _open_scaled(file, recipe.cls, lambda full: [draft_ratio*int(o) for o in recipe.stored_size(full)])
+        im,full,frac = _open_scaled(file, recipe)
     else:
         im = recipe.cls.create(file)
         full,frac = tuple(im.size),1.
@@ -260,9 +265,10 @@ def _may_draft(file, recipe):
     if recipe.method in (None,'pad') or recipe.resample==NEAREST: return False
     return is_path(file) and opens_as_stock(recipe.cls)
 
-# %% ../nbs/01_recipe.ipynb #17d6dfc1
-_pillow_internals = {'im','_im','_mode','_size','palette','info','_exif','readonly','_readonly','pyaccess','fp','_fp','tile','map','png',
-                     '_exclusive_fp','_close_exclusive_fp_after_loading','decoderconfig','decodermaxblock','custom_mimetype'}
+# %% ../nbs/01_recipe.ipynb #a496d559
+_pillow_internals = {'im','_im','_mode','_size','palette','info','_exif','readonly','_readonly','pyaccess',
+                     'fp','_fp','_exclusive_fp','_close_exclusive_fp_after_loading','tile','map','png','_decoder',
+                     'decoderconfig','decodermaxblock','custom_mimetype'}
 
 class NotKept(Exception): "An image can't be kept faithfully; the message says why"
 
@@ -326,11 +332,13 @@ def to_planes(
     "The bands of `im` one after the other"
     if im.mode!='RGB': return np.ascontiguousarray(_interleaved(im).transpose(2,0,1))
     w,h = im.size
-    if w*h>few_pixels: return np.frombuffer(b''.join(im.tobytes('raw', o) for o in im.mode), np.uint8).reshape(3,h,w)
+    if w*h>few_pixels:
+        bands = [im.tobytes('raw', o) for o in im.mode]
+        return np.frombuffer(b''.join(bands), np.uint8).reshape(3,h,w)
     rows = np.frombuffer(im.tobytes('raw', 'RGB;L'), np.uint8)  # of each band in turn: one call, faster for few pixels
     return np.ascontiguousarray(rows.reshape(h,3,w).transpose(1,0,2))
 
-# %% ../nbs/01_recipe.ipynb #497b6076
+# %% ../nbs/01_recipe.ipynb #c4be93dd
 def to_stored(
     im:Image.Image, # Image in one of `pixel_modes`
     recipe:Recipe, # How it is stored
@@ -346,7 +354,8 @@ def as_planes(
 )->np.ndarray: # (bands, height, width)
     "View stored pixels as planes"
     w,h = size
-    return pixels.reshape(h,w,bands).transpose(2,0,1) if is_interleaved(recipe, size) else pixels.reshape(bands,h,w)
+    if is_interleaved(recipe, size): return pixels.reshape(h,w,bands).transpose(2,0,1)
+    return pixels.reshape(bands,h,w)
 
 def from_planes(
     planes:np.ndarray, # (bands, height, width)
@@ -355,16 +364,21 @@ def from_planes(
     extras:bytes=b'', # From `image_extras`
 ):
     "An image of `cls` with a copy of `planes`"
-    bands,h,w = planes.shape
-    if mode=='RGB' and planes.strides[2]==1: im = Image.merge(mode, [Image.fromarray(np.ascontiguousarray(o)) for o in planes])
-    else: im = Image.frombytes(mode, (w,h), np.ascontiguousarray(planes.transpose(1,2,0)), 'raw', {'1':'1;8'}.get(mode, mode))
+    if mode=='RGB' and planes.strides[2]==1:
+        im = Image.merge(mode, [Image.fromarray(np.ascontiguousarray(o)) for o in planes])
+    else:
+        pixels = np.ascontiguousarray(planes.transpose(1,2,0))
+        raw_mode = {'1':'1;8'}.get(mode, mode)
+        im = Image.frombytes(mode, planes.shape[:0:-1], pixels, 'raw', raw_mode)
     return with_extras(cls(im), extras)
 
 # %% ../nbs/01_recipe.ipynb #f693d464
 def _pad_index(n, n_out, px, pct, pad_mode):
     "For each of `px` pixels of the result, which pixel of the centred result shows the same of the source (-1: none)"
-    tl,centre,m,i = int(pct*(n-n_out)),int(.5*(n-n_out)),n_out/px,np.arange(px)
-    first,last = max(0, int(np.ceil(-centre/m))),min(px, int(np.floor((n-centre)/m)))  # where the centred result shows nothing but source
+    tl,centre = int(pct*(n-n_out)),int(.5*(n-n_out))
+    m,i = n_out/px,np.arange(px)
+    first = max(0, int(np.ceil(-centre/m)))  # from here to `last`, the centred result shows nothing but source
+    last = min(px, int(np.floor((n-centre)/m)))
     if tl==centre or last<=first: return i
     at = tl+(i+.5)*m-.5  # the source pixel at the centre of each pixel of the result
     outside = (at<-.5)|(at>n-.5)
@@ -374,7 +388,8 @@ def _pad_index(n, n_out, px, pct, pad_mode):
     res = np.rint((at+.5-centre)/m-.5).astype(int)
     if pad_mode==PadMode.Zeros: return np.where(outside, -1, np.clip(res, first, last-1))
     res = np.clip(res, 0, px-1)
-    if pad_mode==PadMode.Border: return np.where(at<-.5, 0, np.where(at>n-.5, px-1, res))  # the centred result has the border's colour there
+    if pad_mode!=PadMode.Border: return res
+    res[at<-.5],res[at>n-.5] = 0,px-1  # the centred result has the border's colour there
     return res
 
 def _cut_padded(planes, full, recipe, pct):
@@ -384,7 +399,8 @@ def _cut_padded(planes, full, recipe, pct):
     ix = _pad_index(w, int(m*W), W, pct[0], recipe.pad_mode)
     iy = _pad_index(h, int(m*H), H, pct[1], recipe.pad_mode)
     res = planes[:, np.maximum(iy,0)[:,None], np.maximum(ix,0)]
-    if (ix<0).any() or (iy<0).any(): res = np.where((iy<0)[:,None]|(ix<0), planes.dtype.type(0), res)
+    res[:, iy<0] = 0
+    res[:, :, ix<0] = 0
     return res
 
 def cut(
@@ -400,6 +416,8 @@ def cut(
     return planes[:, y:y+H, x:x+W]
 
 # %% ../nbs/01_recipe.ipynb #888a1d44
+_numpy_pad_modes = dict(zeros='constant', border='edge', reflection='reflect')
+
 def crop_pad_planes(
     planes:np.ndarray, # Pixels (bands, height, width) of one byte
     sz:tuple, # (width, height) to crop or pad to
@@ -413,9 +431,10 @@ def crop_pad_planes(
     (x,y),(w,h),(W,H) = tl,sz,orig_sz
     planes = planes[:, max(y,0):min(y+h,H), max(x,0):min(x+w,W)]
     pads = (0,0),(max(-y,0),max(h-H+y,0)),(max(-x,0),max(w-W+x,0))
-    if np.any(pads): planes = np.pad(planes, pads, {'zeros':'constant', 'border':'edge', 'reflection':'reflect'}[pad_mode])
+    if np.any(pads): planes = np.pad(planes, pads, _numpy_pad_modes[pad_mode])
     if resize_to is None: return planes
-    return to_planes(from_planes(planes, 'L' if len(planes)==1 else 'RGB', noop).resize(tuple(resize_to), resize_mode))
+    im = from_planes(planes, 'L' if len(planes)==1 else 'RGB', noop)
+    return to_planes(im.resize(tuple(resize_to), resize_mode))
 
 def turn_planes(
     planes:np.ndarray, # Pixels (bands, height, width)
@@ -436,7 +455,8 @@ _turns = {
 # %% ../nbs/01_recipe.ipynb #7b3d2c18
 def _crop_pad_image(im, sz, tl, orig_sz, pad_mode=PadMode.Zeros, resize_mode=BILINEAR, resize_to=None):
     (x,y),(w,h),(W,H) = tl,sz,orig_sz
-    if x<0 or y<0 or x+w>W or y+h>H: return im.crop_pad(sz, tl, orig_sz=orig_sz, pad_mode=pad_mode, resize_mode=resize_mode, resize_to=resize_to)
+    if x<0 or y<0 or x+w>W or y+h>H:
+        return im.crop_pad(sz, tl, orig_sz=orig_sz, pad_mode=pad_mode, resize_mode=resize_mode, resize_to=resize_to)
     im = im.crop((x, y, x+w, y+h))
     return im if resize_to is None else im.resize(tuple(resize_to), resize_mode)
 
