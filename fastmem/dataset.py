@@ -68,7 +68,7 @@ def _reduce_image(x):
     if cls.__reduce__ is not object.__reduce__: return NotImplemented
     pixels,palette = x.tobytes(),None  # `tobytes` loads it, which changes its attributes
     if x.mode in ('P','PA'): palette = bytes(x.getpalette(x.palette.mode)),x.palette.mode
-    attrs = {k: v for k,v in vars(x).items() if k!='_im'}
+    attrs = {k: v for k,v in vars(x).items() if k not in ('_im','tag_v2')}  # with TIFF's tags, `getexif` would need the file
     if issubclass(cls, ImageFile.ImageFile): attrs = {k: v if _pickles(v) else None for k,v in attrs.items()}
     return _image, (pixels, x.mode, x.size, palette, cls, attrs)
 
