@@ -251,9 +251,11 @@ def hits_misses(self:ImageCache)->tuple: return self.arena.hits_misses
 def has_skips(self:ImageCache)->bool: return self.arena.has_skips
 @patch
 def note_skips(self:ImageCache): self.arena.has_skips = True
+@patch
+def note_misses(self:ImageCache, n): self.arena.count(-n, n)  # what was found could not be used
 
 # %% ../nbs/05_cache.ipynb #ba7b93b6
-told_kinds = 'given back','full','plan','unversioned','unkept','index' # lines that are told once an event
+told_kinds = 'given back','full','plan','unversioned','unkept','index','changed' # lines that are told once an event
 
 @patch
 def tell_once(self:ImageCache,
