@@ -6,11 +6,14 @@ from fastmem.cache import ImageCache
 from fastmem.block import MemDL, MemImageBlock, MemMaskBlock
 from fastmem.loader import CacheStats
 from fastmem.learner import MemoryCallback
-from fastmem.image_list import (CategoryList, FloatList, GANItemList, ImageList, ImageListInMemory, ItemLists, LabelLists, MemoryImageList,
-                                MultiCategoryList, SegmentationLabelList)
+from fastmem.image_list import (CategoryList, DatasetType, FloatList, GANItemList, ImageList, ImageListInMemory, ItemLists, LabelLists, MemoryImageList,
+                                MultiCategoryList, ObjectItemList, PointsItemList, SegmentationItemList, SegmentationLabelList,
+                                ImageDataBunch, ImageImageList, get_transforms, open_image, open_mask)
 from fastmem.dataset import CachedDataset, cached
 
 __all__ = ['MemoryGuard', 'available_memory', 'memory_limits', 'shared_guard', 'total_memory', 'human_bytes', 'MemoryPlan', 'Recipe', 'probe',
            'Arena', 'ImageCache', 'MemDL', 'MemImageBlock', 'MemMaskBlock', 'CacheStats', 'MemoryCallback', 'CategoryList', 'FloatList',
            'GANItemList', 'ImageList', 'ImageListInMemory', 'ItemLists', 'LabelLists', 'MemoryImageList', 'MultiCategoryList',
-           'SegmentationLabelList', 'CachedDataset', 'cached']
+           'SegmentationLabelList', 'CachedDataset', 'cached',
+           'DatasetType', 'ImageDataBunch', 'ImageImageList', 'ObjectItemList', 'PointsItemList', 'SegmentationItemList',
+           'get_transforms', 'open_image', 'open_mask']

@@ -113,7 +113,8 @@ def leading_resize(
 )->Resize: # `None` if something else comes first
     "The `Resize` that is the first item transform to do anything"
     first_tfm = first(o for o in item_tfms.fs if not is_noop(o) and not isinstance(o, AddMaskCodes))
-    return first_tfm if type(first_tfm) is Resize and 'before_call' not in vars(first_tfm) else None
+    if type(first_tfm) is not Resize or first_tfm.split_idx is not None: return None  # it may be there for one part alone
+    return first_tfm if 'before_call' not in vars(first_tfm) else None
 
 def _in_pixels(dataset):
     "The types of targets that are measured in pixels of the original"

@@ -315,6 +315,12 @@ class ImageCache:
         if kept is None or not all(is_path(o) for o in files): return np.full(len(files), -1, np.int32)
         return kept.find(_digests(files))
 
+    def ready(self,
+        slots:np.ndarray, # From `add` or `find`; -1 is none
+    )->np.ndarray: # A mask
+        "Which of `slots` have pixels now"
+        return self.arena.ready(slots)
+
     def plan(self)->MemoryPlan:
         "What all files that have a place would take, beside what the guard allows this cache in all"
         n,total,errors = zip(*self.planned.values()) if self.planned else ((0,),(0,),(0.,))
