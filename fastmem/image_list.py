@@ -300,7 +300,7 @@ def _out_of_order(self, name):
     owner = first(o for o in steps if hasattr(o, name))
     if owner is not None:
         raise AttributeError(f"{cls.__name__} has no `{name}`, which {owner.__name__} has: images are listed "
-                             "(`from_…`, `filter_by_…`), then split (`split_…`, `split_none()` to validate on nothing), "
+                             "(`from_…`, `filter_by_…`), then split (`split_…`; `split_none()` validates on nothing), "
                              "then labelled (`label_…`, `label_empty()` for no labels), "
                              "then made batches of (`transform`, `databunch`)")
     if name in v1_words: raise AttributeError(f"{cls.__name__}: `{name}` is fastai v1's; {v1_words[name]}")
@@ -312,7 +312,7 @@ class OnCommand:
     def _loaders(self): return self.memory.loaders(self._sources())
 
     def load_data(self):
-        "Read all images into memory now, in parallel, as the transform needs them, or the last batches if there is none"
+        "Read all images into memory now, in parallel, as the transform needs them, else the last batches"
         self.memory.load(self._loaders())
         return self
     @property
@@ -976,16 +976,14 @@ def normalize(self:DataLoaders,
     return self if self.device is None else self.to(self.device)
 
 # %% ../nbs/12_image_list.ipynb #5d0ee5c9
-@patch(as_prop=True)
-def data(self:Learner)->DataLoaders:
-    "v1's word for `dls`"
-    return self.dls
+def _get_dls(learn): return learn.dls
 
-@patch(set_prop=True)
-def data(self:Learner, dls:DataLoaders):
+def _set_dls(learn, dls):
     if not isinstance(dls, DataLoaders):
         raise TypeError(f"learn.data = {type(dls).__name__}: make batches of it with `.databunch()`")
-    self.dls = dls
+    learn.dls = dls
+
+Learner.data = property(_get_dls, _set_dls, doc="v1's word for `dls`")  # `patch` would keep a `_orig_data`, too
 
 # %% ../nbs/12_image_list.ipynb #1007e3eb
 class GANItemList(MemoryImageList):
