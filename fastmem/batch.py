@@ -110,8 +110,9 @@ def sample_targets(
 def _unknown_tfms(item_tfms):
     "Names of item transforms whose effect on a batch is not known"
     applied = leading_resize(item_tfms)
-    known = [applied,*traceable(item_tfms)]
-    return [getattr(o, 'name', str(o)).split(' ')[0] for o in active_tfms(item_tfms) if o not in known and type(o) not in (ToTensor,AddMaskCodes)]
+    known = [applied, *traceable(item_tfms)]
+    unknown = [o for o in active_tfms(item_tfms) if o not in known and type(o) not in (ToTensor,AddMaskCodes)]
+    return [tfm_name(o) for o in unknown]
 
 def _bad_columns(dataset, columns):
     "Elements of the items that a gather can't make"
@@ -139,7 +140,7 @@ def slow_reason(
     if not columns: return 'no images'
     if not (dl.indexed and dl.bs and isinstance(dl.dataset, Datasets)): return 'the items are no tuples of a `Datasets`, or not indexed'
     before = active_tfms(dl.before_batch)
-    if before: return f"{getattr(before[0], 'name', before[0])} runs before the batch is made"
+    if before: return f'{tfm_name(before[0])} runs before the batch is made'
     unknown = _unknown_tfms(dl.after_item)
     if unknown: return f'{unknown[0]} runs on each item'
     tfms = traceable(dl.after_item, applied)

@@ -6,10 +6,10 @@ Docs: https://fastmem.github.io/fastmem/columns.html.md"""
 
 # %% auto #0
 __all__ = ['fill_modes', 'stores', 'on_fulls', 'on_errors', 'option_names', 'check_choice', 'check_own', 'Options', 'image_class',
-           'is_noop', 'active_tfms', 'item_lists', 'makes_own_items', 'makes_images', 'Snapshot', 'read_columns',
-           'wrapped_function', 'settings', 'sources', 'are_same', 'ImageColumn', 'TupleColumn', 'find_images',
-           'leading_resize', 'choose_recipe', 'image_columns', 'parts_of', 'living_cache', 'cache_for', 'plan_columns',
-           'drawn_state', 'random_state_kept']
+           'is_noop', 'active_tfms', 'tfm_name', 'item_lists', 'makes_own_items', 'makes_images', 'Snapshot',
+           'read_columns', 'wrapped_function', 'settings', 'sources', 'are_same', 'ImageColumn', 'TupleColumn',
+           'find_images', 'leading_resize', 'choose_recipe', 'image_columns', 'parts_of', 'living_cache', 'cache_for',
+           'plan_columns', 'drawn_state', 'random_state_kept']
 
 # %% ../nbs/06_columns.ipynb #170b984d
 import functools, inspect, random
@@ -113,6 +113,10 @@ def active_tfms(
     "List the transforms of `pipeline` that do something"
     fs = pipeline.fs if isinstance(pipeline, Pipeline) else L(pipeline)
     return [o for o in fs if not is_noop(o)]
+
+def tfm_name(o)->str:
+    "Return a transform's name, without its settings"
+    return getattr(o, 'name', getattr(o, '__name__', type(o).__name__)).split(' ')[0]
 
 # %% ../nbs/06_columns.ipynb #fbd22b77
 def item_lists(dataset)->list:
@@ -383,7 +387,8 @@ def leading_resize(
 )->Resize: # `None` if something else comes first
     "Find the `Resize` that is the first item transform to do anything"
     tfm = first(o for o in active_tfms(item_tfms) if not isinstance(o, AddMaskCodes))
-    return tfm if type(tfm) is Resize and 'before_call' not in vars(tfm) else None
+    if type(tfm) is not Resize or tfm.split_idx is not None: return None  # it may be there for one part alone
+    return None if 'before_call' in vars(tfm) else tfm
 
 def _in_pixels(dataset):
     "The types of targets that are measured in pixels of the original"
@@ -408,7 +413,7 @@ def choose_recipe(
     if after: raise ValueError(f"{after[0].name} runs on the whole image before `Resize` does: use store='decoded'")
     if resize is not None: return resize_recipe(cls, resize)
     raise ValueError("store='resized' needs a `Resize` as the first of item_tfms, or a `size` for the short side: "
-                     f"item_tfms are {[o.name.split(' ')[0] for o in dl.after_item.fs]}")
+                     f"item_tfms are {[tfm_name(o) for o in active_tfms(dl.after_item)]}")
 
 def _short_recipe(cls, size):
     resample = NEAREST if issubclass(cls, PILMask) else BILINEAR

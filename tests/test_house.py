@@ -50,7 +50,7 @@ for c in classes:
     after = vars(c)
     assert all(after[k] is v for k,v in before[c].items()), c
     new = set(after)-set(before[c])
-    ours = {DataLoaders: {'in_memory','preload','purge','memory','refresh','normalize'}, Learner: {'memory_plan'}}
+    ours = {DataLoaders: {'in_memory','preload','purge','memory','refresh','normalize'}, Learner: {'memory_plan','data'}}
     assert new<=ours.get(c, set()), (c,new)
 '''
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
