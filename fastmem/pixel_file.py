@@ -84,7 +84,11 @@ def _plain_errors():
             if text in str(e): raise OSError(number, f'{os.strerror(number)} ({e})') from e
         raise DamagedFile(f'its index is damaged ({e})') from e
 
-# %% ../nbs/04_pixel_file.ipynb #306424b2
+# %% ../nbs/04_pixel_file.ipynb #87b9f278
+_fork_lock = threading.RLock()
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(before=_fork_lock.acquire, after_in_parent=_fork_lock.release, after_in_child=_fork_lock.release)
+
 class Index:
     "Which images lie where in a pixel file, for all processes"
     def __init__(self,
@@ -113,8 +117,8 @@ class Index:
     def transaction(self,
         kind:str='immediate', # 'deferred' to read, 'exclusive' to have nobody else read
     ):
-        "All of what is done, or nothing"
-        with _plain_errors():
+        "All of what is done, or nothing; no fork comes in between, for a child would inherit what SQLite knows of its locks"
+        with _fork_lock, _plain_errors():
             res = self.connection()
             res.execute(f'begin {kind}')
             try:
@@ -395,7 +399,7 @@ def _enter(self:PixelFile, records, generation):
     is_new = (slots>=0) & (records['stamp']>0) & (records['stamp']==self.arena.stamps[slots]) & ~self.arena.ready(slots)
     self.arena.enter_records(self.segment, slots[is_new], records[is_new], generation)
 
-# %% ../nbs/04_pixel_file.ipynb #7019d6c0
+# %% ../nbs/04_pixel_file.ipynb #912cc100
 @patch
 def _switch(self:PixelFile, name):
     "Go on with the pixels in the file `name`, if these are others than so far"
@@ -425,8 +429,9 @@ def _give_up(self:PixelFile, why):
     "Go on without the index: what it has is used, and nothing is added"
     self.segment.tell(f'{why}. Nothing more is written to it.')
     self.index.writable = False
+    self._own().rows = []
 
-# %% ../nbs/04_pixel_file.ipynb #2cc84ab5
+# %% ../nbs/04_pixel_file.ipynb #900db7db
 @patch
 def _exchange(self:PixelFile, own, n_bytes=0):
     "Write what rows are due, and take a chunk of `n_bytes`; its first byte, -1 if the file was purged or is used up"
@@ -454,25 +459,30 @@ def _extend(self:PixelFile, con, meta, n_bytes):
 def flush(self:PixelFile):
     "Write the rows that are due"
     own = self._own()
-    if not own.rows or not self.writable or not self.is_there: return
-    try:
-        with own.lock: self._exchange(own)
-    except DamagedFile as e: self._give_up(e)
-    except OSError as e:
-        if not no_room(e): self._give_up(e)
+    with own.lock:
+        if own.rows: self._try_exchange(own)
 
-# %% ../nbs/04_pixel_file.ipynb #818134fa
+@patch
+def _try_exchange(self:PixelFile, own, n_bytes=0):
+    "As `_exchange`; -1 where there is no room, or an index that can't be used any more"
+    try:
+        if not self.is_there: raise DamagedFile('it was removed')
+        return self._exchange(own, n_bytes) if self.writable else -1
+    except (OSError, DamagedFile) as e:
+        if isinstance(e, DamagedFile) or not no_room(e): self._give_up(e)
+    return -1
+
+# %% ../nbs/04_pixel_file.ipynb #e44a0b81
 @patch
 def _take_chunk(self:PixelFile, n_bytes, own):
     "Take a chunk for `n_bytes`; whether there was room"
     budget = self.guard.budget()
     room = max(n_bytes, aligned(min(self.chunk_bytes, budget//16)))
     if room>budget or self.arena.is_full: return False
-    if not self.is_there: raise DamagedFile('it was removed')
-    start = self._exchange(own, room)
+    start = self._try_exchange(own, room)
     if start<0:
         self.sync()  # if it was purged, there is another one
-        start = self._exchange(own, room)
+        start = self._try_exchange(own, room)
     if start<0: return False
     own.next,own.end,own.chunk_name = start,start+room,self.segment.path.name
     return True
@@ -488,21 +498,18 @@ def _allocate(self:PixelFile, n_bytes):
         own.next += n_bytes
         return self.segment.file,self.segment.path.name,own.next-n_bytes
 
-# %% ../nbs/04_pixel_file.ipynb #01151df1
+# %% ../nbs/04_pixel_file.ipynb #15ba6bd8
 @patch
 def _put(self:PixelFile, record, planes, extras):
     "Write an image and its checksum; (byte, name of the file), `None` if there is no room"
     tail = pack_extras(extras)
     tail += checksum(record, planes, tail)
+    taken = self._allocate(planes.nbytes+len(tail))
+    if taken is None: return None
+    file,name,offset = taken
     try:
-        taken = self._allocate(planes.nbytes+len(tail))
-        if taken is None: return None
-        file,name,offset = taken
         write_all(file.fd, planes, offset)
         write_all(file.fd, tail, offset+planes.nbytes)
-    except DamagedFile as e:
-        self._give_up(e)
-        return None
     except OSError as e:
         if not no_room(e): raise
         return None
