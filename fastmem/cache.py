@@ -311,6 +311,7 @@ class ImageCache:
         file = self.file(recipe) or self._add_file(recipe)
         if file is None: return
         self.arena.set_stamps(places, [file_stamp(o) for o in files])
+        for o in list(shared_guard().caches): o.flush()  # other caches of this process
         file.sync(again=True)
 
     def _add_file(self, recipe):
@@ -399,6 +400,7 @@ def tell_once(self:ImageCache,
     text:str, # One line
 ):
     "Print a line, unless one of its kind was told before"
+    if kind=='given': self.arena.set_once(told_kinds.index('full'))  # which this says, too
     if self.arena.set_once(told_kinds.index(kind)): print(f'fastmem: {text}', flush=True)
 
 
@@ -744,8 +746,10 @@ def forget_changed(self:ImageCache,
 )->list: # These files
     "Have files that have changed read again when a batch reaches them; the memory of their pixels is free after the next `purge`"
     at = self.changed(places, file_of, for_s)
+    files = [file_of(i) for i in at]
     self.arena.free(places[at])
-    return [file_of(i) for i in at]
+    self.arena.set_stamps(places[at], [file_stamp(o) for o in files])
+    return files
 
 @patch
 def resume(self:ImageCache):

@@ -8,14 +8,14 @@ Docs: https://fastmem.github.io/fastmem/pixel_file.html.md"""
 __all__ = ['version', 'free_disk_bytes', 'is_in_ram', 'DiskGuard', 'Index', 'Meta', 'read_meta', 'read_records', 'file_name',
            'is_index', 'remove_files', 'open_index', 'PixelFile', 'FileInfo', 'pixel_files']
 
-# %% ../nbs/04_pixel_file.ipynb #5ea45ddf
+# %% ../nbs/04_pixel_file.ipynb #e43a9b97
 import errno, fnmatch, hashlib, json, os, re, secrets, sqlite3, stat, threading, time
 from contextlib import contextmanager, suppress
 from multiprocessing import context, util
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
-from weakref import ref
+from weakref import finalize, ref
 
 import numpy as np
 from fastcore.all import *
@@ -84,10 +84,14 @@ def _plain_errors():
             if text in str(e): raise OSError(number, f'{os.strerror(number)} ({e})') from e
         raise DamagedFile(f'its index is damaged ({e})') from e
 
-# %% ../nbs/04_pixel_file.ipynb #87b9f278
+# %% ../nbs/04_pixel_file.ipynb #9b537fbb
 _fork_lock = threading.RLock()
 if hasattr(os, 'register_at_fork'):
     os.register_at_fork(before=_fork_lock.acquire, after_in_parent=_fork_lock.release, after_in_child=_fork_lock.release)
+
+def _close_own(con, pid):
+    "Close a connection, which is a cycle and would stay open, in the process that has opened it"
+    if pid==os.getpid(): con.close()
 
 class Index:
     "Which images lie where in a pixel file, for all processes"
@@ -96,17 +100,17 @@ class Index:
         writable:bool=True,
     ):
         self.path,self.writable = Path(path),writable
-        self._pid,self._connections = None,[]
+        self._pid,self._connection = None,None
 
     def connection(self)->sqlite3.Connection:
         "The connection of this process"
-        if self._pid==os.getpid(): return self._connections[-1]
+        if self._pid==os.getpid(): return self._connection
         mode = 'rw' if self.writable else 'ro'
         res = sqlite3.connect(f'file:{quote(str(self.path))}?mode={mode}', uri=True, timeout=30, isolation_level=None,
                               check_same_thread=False)
         for o in ('trusted_schema=off','synchronous=off','cell_size_check=on'): res.execute(f'pragma {o}')
-        self._pid = os.getpid()
-        self._connections.append(res)  # those of before a fork stay here: closing them is the parent's
+        self._pid,self._connection = os.getpid(),res
+        finalize(self, _close_own, res, self._pid).atexit = False
         return res
 
     def close(self):
@@ -243,7 +247,7 @@ def _is_old(path):
     try: return _head(path, 8)==b'fastmem\n'
     except (DamagedFile, OSError): return False
 
-# %% ../nbs/04_pixel_file.ipynb #c5c385cd
+# %% ../nbs/04_pixel_file.ipynb #f5488d05
 def _check_meta(index, meta, text):
     "Raise `DamagedFile` unless an index is of the recipe `text`, and has its pixels"
     if meta.recipe!=text: raise DamagedFile('it is of another recipe')
@@ -259,6 +263,7 @@ def _open_index(index, text):
     with index.transaction() as con:
         meta = read_meta(con)
         _check_meta(index, meta, text)
+        con.execute('select id, record from images limit 1')
         for o in _pixel_paths(index.path):
             if o.name!=meta.pixels: o.unlink()  # of one who was killed in the middle of a purge
     return meta
