@@ -746,7 +746,9 @@ def _map_segments(self:Arena):
             self._forget(int(row['base']), int(row['base']+row['span']))
     self._mapped_version = int(self.header['segments_version'])
 
-# %% ../nbs/03_arena.ipynb #eb1d25b4
+# %% ../nbs/03_arena.ipynb #ff5918a9
+_least_span = 1<<20 # bytes
+
 @patch
 def _span(self:Arena, path):
     "Bytes for a segment: what its disk could hold, or half of what is left"
@@ -765,7 +767,7 @@ def map_file(self:Arena,
         number = int(self.header['n_segments'])
         if number==max_segments: raise MemoryError(f"{max_segments} files are mapped: an arena has no room for {path}")
         span = self._span(path)
-        if span<1<<20: raise MemoryError(f"no address space is left to map {path}: raise `ulimit -v`")
+        if span<_least_span: raise MemoryError(f"no address space is left to map {path}: raise `ulimit -v`")
         self.files[number] = os.fsencode(path),self._top-span,span,os.stat(path).st_size
         self.header['n_segments'] = number+1
         self.header['segments_version'] += 1

@@ -187,6 +187,7 @@ def _load(self:ImageCache, recipe, slots, keys):
     file = self.files.get(recipe) or self._add_file(recipe)
     if file is None: return
     self.arena.set_stamps(slots, [source_stamp(o) for o in keys])
+    for o in list(shared_guard().caches): o.flush()  # other caches of this process
     file.sync(again=True)
 
 @patch
@@ -263,6 +264,7 @@ def tell_once(self:ImageCache,
     text:str, # One line
 ):
     "Print a line, unless one of its kind was told since the last `purge` or `resume`, in any process"
+    if kind=='given back': self.arena.set_once(told_kinds.index('full'))  # which this says, too
     if self.arena.set_once(told_kinds.index(kind)): print(f'fastmem: {text}', flush=True)
 
 @patch
@@ -662,8 +664,10 @@ def forget_changed(self:ImageCache,
 )->list: # These files
     "Have files that have changed read again when a batch reaches them; the memory of their pixels is free after the next `purge`"
     positions = self.changed(slots, source_of, for_s)
+    sources = [source_of(i) for i in positions]
     self.arena.free(slots[positions])
-    return [source_of(i) for i in positions]
+    self.arena.set_stamps(slots[positions], [source_stamp(o) for o in sources])
+    return sources
 
 @patch
 def forget(self:ImageCache, slots:np.ndarray):

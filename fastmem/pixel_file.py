@@ -8,14 +8,14 @@ Docs: https://fastmem.github.io/fastmem/pixel_file.html.md"""
 __all__ = ['version', 'free_disk_bytes', 'is_in_ram', 'DiskGuard', 'Index', 'Meta', 'read_meta', 'read_records', 'file_name',
            'is_index', 'remove_files', 'open_index', 'PixelFile', 'FileInfo', 'pixel_files']
 
-# %% ../nbs/04_pixel_file.ipynb #5ea45ddf
+# %% ../nbs/04_pixel_file.ipynb #e43a9b97
 import errno, fnmatch, hashlib, json, os, re, secrets, sqlite3, stat, threading, time
 from contextlib import contextmanager, suppress
 from multiprocessing import context, util
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
-from weakref import ref
+from weakref import finalize, ref
 
 import numpy as np
 from fastcore.all import *
@@ -84,7 +84,15 @@ def _plain_errors():
             if text in str(e): raise OSError(number, f'{os.strerror(number)} ({e})') from e
         raise DamagedFile(f'its index is damaged ({e})') from e
 
-# %% ../nbs/04_pixel_file.ipynb #306424b2
+# %% ../nbs/04_pixel_file.ipynb #9b537fbb
+_fork_lock = threading.RLock()
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(before=_fork_lock.acquire, after_in_parent=_fork_lock.release, after_in_child=_fork_lock.release)
+
+def _close_own(con, pid):
+    "Close a connection, which is a cycle and would stay open, in the process that has opened it"
+    if pid==os.getpid(): con.close()
+
 class Index:
     "Which images lie where in a pixel file, for all processes"
     def __init__(self,
@@ -92,17 +100,17 @@ class Index:
         writable:bool=True,
     ):
         self.path,self.writable = Path(path),writable
-        self._pid,self._connections = None,[]
+        self._pid,self._connection = None,None
 
     def connection(self)->sqlite3.Connection:
         "The connection of this process"
-        if self._pid==os.getpid(): return self._connections[-1]
+        if self._pid==os.getpid(): return self._connection
         mode = 'rw' if self.writable else 'ro'
         res = sqlite3.connect(f'file:{quote(str(self.path))}?mode={mode}', uri=True, timeout=30, isolation_level=None,
                               check_same_thread=False)
         for o in ('trusted_schema=off','synchronous=off','cell_size_check=on'): res.execute(f'pragma {o}')
-        self._pid = os.getpid()
-        self._connections.append(res)  # those of before a fork stay here: closing them is the parent's
+        self._pid,self._connection = os.getpid(),res
+        finalize(self, _close_own, res, self._pid).atexit = False
         return res
 
     def close(self):
@@ -113,8 +121,8 @@ class Index:
     def transaction(self,
         kind:str='immediate', # 'deferred' to read, 'exclusive' to have nobody else read
     ):
-        "All of what is done, or nothing"
-        with _plain_errors():
+        "All of what is done, or nothing; no fork comes in between, for a child would inherit what SQLite knows of its locks"
+        with _fork_lock, _plain_errors():
             res = self.connection()
             res.execute(f'begin {kind}')
             try:
@@ -239,7 +247,7 @@ def _is_old(path):
     try: return _head(path, 8)==b'fastmem\n'
     except (DamagedFile, OSError): return False
 
-# %% ../nbs/04_pixel_file.ipynb #c5c385cd
+# %% ../nbs/04_pixel_file.ipynb #f5488d05
 def _check_meta(index, meta, text):
     "Raise `DamagedFile` unless an index is of the recipe `text`, and has its pixels"
     if meta.recipe!=text: raise DamagedFile('it is of another recipe')
@@ -255,6 +263,7 @@ def _open_index(index, text):
     with index.transaction() as con:
         meta = read_meta(con)
         _check_meta(index, meta, text)
+        con.execute('select id, record from images limit 1')
         for o in _pixel_paths(index.path):
             if o.name!=meta.pixels: o.unlink()  # of one who was killed in the middle of a purge
     return meta
@@ -395,7 +404,7 @@ def _enter(self:PixelFile, records, generation):
     is_new = (slots>=0) & (records['stamp']>0) & (records['stamp']==self.arena.stamps[slots]) & ~self.arena.ready(slots)
     self.arena.enter_records(self.segment, slots[is_new], records[is_new], generation)
 
-# %% ../nbs/04_pixel_file.ipynb #7019d6c0
+# %% ../nbs/04_pixel_file.ipynb #912cc100
 @patch
 def _switch(self:PixelFile, name):
     "Go on with the pixels in the file `name`, if these are others than so far"
@@ -425,8 +434,9 @@ def _give_up(self:PixelFile, why):
     "Go on without the index: what it has is used, and nothing is added"
     self.segment.tell(f'{why}. Nothing more is written to it.')
     self.index.writable = False
+    self._own().rows = []
 
-# %% ../nbs/04_pixel_file.ipynb #2cc84ab5
+# %% ../nbs/04_pixel_file.ipynb #900db7db
 @patch
 def _exchange(self:PixelFile, own, n_bytes=0):
     "Write what rows are due, and take a chunk of `n_bytes`; its first byte, -1 if the file was purged or is used up"
@@ -454,25 +464,30 @@ def _extend(self:PixelFile, con, meta, n_bytes):
 def flush(self:PixelFile):
     "Write the rows that are due"
     own = self._own()
-    if not own.rows or not self.writable or not self.is_there: return
-    try:
-        with own.lock: self._exchange(own)
-    except DamagedFile as e: self._give_up(e)
-    except OSError as e:
-        if not no_room(e): self._give_up(e)
+    with own.lock:
+        if own.rows: self._try_exchange(own)
 
-# %% ../nbs/04_pixel_file.ipynb #818134fa
+@patch
+def _try_exchange(self:PixelFile, own, n_bytes=0):
+    "As `_exchange`; -1 where there is no room, or an index that can't be used any more"
+    try:
+        if not self.is_there: raise DamagedFile('it was removed')
+        return self._exchange(own, n_bytes) if self.writable else -1
+    except (OSError, DamagedFile) as e:
+        if isinstance(e, DamagedFile) or not no_room(e): self._give_up(e)
+    return -1
+
+# %% ../nbs/04_pixel_file.ipynb #e44a0b81
 @patch
 def _take_chunk(self:PixelFile, n_bytes, own):
     "Take a chunk for `n_bytes`; whether there was room"
     budget = self.guard.budget()
     room = max(n_bytes, aligned(min(self.chunk_bytes, budget//16)))
     if room>budget or self.arena.is_full: return False
-    if not self.is_there: raise DamagedFile('it was removed')
-    start = self._exchange(own, room)
+    start = self._try_exchange(own, room)
     if start<0:
         self.sync()  # if it was purged, there is another one
-        start = self._exchange(own, room)
+        start = self._try_exchange(own, room)
     if start<0: return False
     own.next,own.end,own.chunk_name = start,start+room,self.segment.path.name
     return True
@@ -488,21 +503,18 @@ def _allocate(self:PixelFile, n_bytes):
         own.next += n_bytes
         return self.segment.file,self.segment.path.name,own.next-n_bytes
 
-# %% ../nbs/04_pixel_file.ipynb #01151df1
+# %% ../nbs/04_pixel_file.ipynb #15ba6bd8
 @patch
 def _put(self:PixelFile, record, planes, extras):
     "Write an image and its checksum; (byte, name of the file), `None` if there is no room"
     tail = pack_extras(extras)
     tail += checksum(record, planes, tail)
+    taken = self._allocate(planes.nbytes+len(tail))
+    if taken is None: return None
+    file,name,offset = taken
     try:
-        taken = self._allocate(planes.nbytes+len(tail))
-        if taken is None: return None
-        file,name,offset = taken
         write_all(file.fd, planes, offset)
         write_all(file.fd, tail, offset+planes.nbytes)
-    except DamagedFile as e:
-        self._give_up(e)
-        return None
     except OSError as e:
         if not no_room(e): raise
         return None
