@@ -1,7 +1,7 @@
 """The documentation without Quarto, which machines without a network can't install.
 
     python .ci/docs.py          # _docs/*.html from every notebook, then checks all their links and anchors
-    python .ci/docs.py readme   # README.md from nbs/index.ipynb
+    python .ci/docs.py readme   # README.md and nbs/llms.txt from nbs/index.ipynb
 
 The deployed site is Quarto's (`nbdev-docs`). Both start from the notebooks as nbdev processes them."""
 
@@ -16,6 +16,8 @@ from nbdev.config import get_config, nbpath2html
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.readme_filter import doc_link
 from nbdev.serve import proc_nbs  # what `nbdev-proc-nbs` runs, which would first try to install Quarto with sudo
+
+index_nb = 'index.ipynb'  # nbdev's own `nbdev-readme` is told of another, so that it leaves README.md alone
 
 # From a processed notebook to markdown
 
@@ -62,21 +64,24 @@ def page_md(
 def map_links(
     node, # Of pandoc's syntax tree; changed in place
     f, # str -> str
+    kind='Link', # 'Link' or 'Image'
 ):
     if isinstance(node, dict):
-        if node.get('t')=='Link': node['c'][2][0] = f(node['c'][2][0])
+        if node.get('t')==kind: node['c'][2][0] = f(node['c'][2][0])
         node = list(node.values())
     if isinstance(node, list):
-        for o in node: map_links(o, f)
+        for o in node: map_links(o, f, kind)
 
 def convert(
     md, # Pandoc's markdown
     to, # Pandoc's name of a format
     link, # str -> str
-    *args # More of pandoc's
+    *args, # More of pandoc's
+    image=str # str -> str, of pictures
 ):
-    doc = json.loads(pypandoc.convert_text(md, 'json', 'markdown-smart'))
+    doc = json.loads(pypandoc.convert_text(md, 'json', 'markdown-smart-implicit_figures'))
     map_links(doc['blocks'], link)
+    map_links(doc['blocks'], image, 'Image')
     return pypandoc.convert_text(json.dumps(doc), to, 'json', extra_args=args)
 
 def is_page(path): return path.suffix in ('.ipynb','.qmd','.md')
@@ -138,10 +143,18 @@ def broken_links(
 # The two commands
 
 def make_readme(cfg):
-    path = proc_nbs(file_glob=cfg.readme_nb)/cfg.readme_nb
-    md = convert(page_md(path), 'gfm', lambda o: doc_link(o, cfg.doc_url), '--wrap=preserve')
-    if 'data:image' in md: raise SystemExit(f'{cfg.readme_nb}: GitHub shows no pictures that are part of README.md: link to a file instead')
+    path = proc_nbs(file_glob=index_nb)/index_nb
+    def image(o): return o if urlsplit(o).scheme else f'nbs/{o}'
+    md = convert(page_md(path), 'gfm', lambda o: doc_link(o, cfg.doc_url), '--wrap=preserve', image=image)
+    if 'data:image' in md: raise SystemExit(f'{index_nb}: GitHub shows no pictures that are part of README.md: link to a file instead')
     (cfg.config_path/'README.md').write_text(md.rstrip()+'\n')
+
+def make_llms(cfg):
+    "The home page without pictures, for language models: links lead to the Markdown that is published beside each page"
+    def link(o): return re.sub(r'\.html(?=#|$)', '.html.md', doc_link(o, cfg.doc_url))
+    cells = [o.source for o in read_nb(cfg.nbs_path/index_nb).cells if o.cell_type=='markdown' and '![' not in o.source]
+    text = re.sub(r'(?<=\]\()[^)\s]+', lambda o: link(o[0]), '\n\n'.join(cells))
+    (cfg.nbs_path/'llms.txt').write_text(text+'\n')
 
 def make_docs(cfg):
     refresh_quarto_yml()
@@ -153,6 +166,8 @@ def make_docs(cfg):
 
 if __name__=='__main__':
     cfg = get_config()
-    if sys.argv[1:]==['readme']: make_readme(cfg)
+    if sys.argv[1:]==['readme']:
+        make_readme(cfg)
+        make_llms(cfg)
     elif not sys.argv[1:]: make_docs(cfg)
     else: raise SystemExit(__doc__)

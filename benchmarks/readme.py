@@ -63,7 +63,7 @@ def draw(
     rates = [rate(o) for o in (stock,first,warm)]
     bars = ax.barh(names, rates, color=[gray,blue,blue], height=.62)
     ax.bar_label(bars, [f'{o:,.0f} images/s' for o in rates], padding=6)
-    ax.set_xlim(0, max(rates)*1.25)
+    ax.set_xlim(0, max(rates)*1.35)
     ax.invert_yaxis()
     ax.xaxis.set_visible(False)
     ax.tick_params(length=0)
