@@ -98,12 +98,12 @@ def render(
 ):
     "Every page of `src` as HTML, and the other files as they are"
     shutil.rmtree(dest, ignore_errors=True)
-    for path in sorted(o for o in src.rglob('*') if o.is_file() and o.suffix!='.yml'):
+    for path in sorted(o for o in src.rglob('*') if o.is_file() and o.suffix not in ('.yml','.lua')):
         rel = path.relative_to(src)
         out = dest/(nbpath2html(rel) if is_page(path) else rel)
         out.parent.mkdir(parents=True, exist_ok=True)
         if not is_page(path): shutil.copy(path, out)
-        else: out.write_text(convert(page_md(path), 'html', page_link, '--standalone', '--toc', f'--metadata=pagetitle={out.stem}'))
+        else: out.write_text(convert(page_md(path), 'html', page_link, '--standalone', '--toc', f'--metadata=pagetitle={out.stem}', f'--lua-filter={src/"names.lua"}'))
 
 # Links and anchors
 
@@ -140,6 +140,55 @@ def broken_links(
             elif u.fragment and target in pages and unquote(u.fragment) not in pages[target].ids: broken.append((name, link, 'no such anchor'))
     return broken,n
 
+# What a reader would trip over
+
+_code_width = 79     # what a page shows of a line at the width of GitHub
+_output_width = 200
+_block = re.compile(r'^(`{3,}|~{3,})[^\n]*\n(.*?)^\1', flags=re.M|re.S)
+
+def is_guide(
+    path, # Of a notebook, below `nbs`
+)->bool:
+    "Whether it is for users: the home page, the doctor, the API by use and the tutorials"
+    return path.parts[0]=='tutorials' or path.name in (index_nb,'doctor.ipynb','reference.ipynb')
+
+def cell_code(cell):
+    "The code that a cell shows"
+    if cell.cell_type=='code': return '' if re.search(r'^#\|\s*(hide|echo: false)', cell.source, flags=re.M) else cell.source
+    return '\n'.join(o[2] for o in _block.finditer(cell.source))
+
+def output_text(output):
+    "What is shown of an output as text, without what a terminal writes over"
+    text = joined(output.text) if output.output_type=='stream' else joined(output.data.get('text/plain')) if 'data' in output else ''
+    if 'data' in output and len(output.data)>1: return ''  # a table or a picture is shown instead
+    return text
+
+def bare_heading(cell):
+    "The name in a heading that nbdev made, if nothing is said below it"
+    md = '\n'.join(joined(o.data.get('text/markdown')) for o in cell.get('outputs', []) if 'data' in o)
+    name = re.search(r'^#+ (\S+)$', md, flags=re.M)
+    return name and not re.search(r'^\*.+', _block.sub('', md), flags=re.M|re.S) and name[1]
+
+def complaints(
+    src, # Folder of processed notebooks
+):
+    "(page, what is wrong) of each line that is too wide, and of each heading without a sentence"
+    for path in sorted(src.rglob('*.ipynb')):
+        page = path.relative_to(src)
+        for cell in read_nb(path).cells:
+            for line in cell_code(cell).splitlines() if is_guide(page) else ():
+                if len(line)>_code_width: yield page,f'{len(line)} characters of code: {line}'
+            for line in '\n'.join(map(output_text, cell.get('outputs', []))).splitlines():
+                if len(line)>_output_width: yield page,f'{len(line)} characters of output: {line[:60]} …'
+            if cell.source.rpartition('\n')[2].startswith('show_doc(') and (name := bare_heading(cell)): yield page,f'no sentence below the heading {name}'
+
+def leaked_names(
+    dest, # Folder of HTML pages
+):
+    "(page, what is wrong) of each signature that names the notebook's own namespace"
+    for path in sorted(dest.rglob('*.html')):
+        if '__main__.' in path.read_text(): yield path.relative_to(dest),'a signature has `__main__.`'
+
 # The two commands
 
 def make_readme(cfg):
@@ -158,10 +207,13 @@ def make_llms(cfg):
 
 def make_docs(cfg):
     refresh_quarto_yml()
-    render(proc_nbs(force=True), cfg.doc_path)
+    src = proc_nbs(force=True)
+    render(src, cfg.doc_path)
     broken,n = broken_links(cfg.doc_path, cfg.doc_url)
+    wrong = [*complaints(src), *leaked_names(cfg.doc_path)]
     for o in broken: print('{}: {}: {}'.format(*o))
-    if broken: raise SystemExit(f'{len(broken)} of {n} links are broken')
+    for o in wrong: print('{}: {}'.format(*o))
+    if broken or wrong: raise SystemExit(f'{len(broken)} of {n} links are broken, {len(wrong)} other complaints')
     print(f'{n} links in {len(list(cfg.doc_path.rglob("*.html")))} pages, none broken')
 
 if __name__=='__main__':

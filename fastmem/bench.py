@@ -312,5 +312,5 @@ def verdict(
     feeds = f'stock fastai loads {stock.rate:,.0f} images/s (num_workers={stock.workers}) and fastmem {warm.rate:,.0f} once warm'
     if not model_rate: return f'A model that trains more than {stock.rate:,.0f} images/s waits for its images: {feeds}.'
     stock_s,warm_s = estimate_s(stock),estimate_s(warm)
-    return (f'{_judged(stock.rate, stock_s, warm_s, model_rate)}: {model} trains {model_rate:,.0f} images/s, {feeds}, '
+    return (f'{_judged(stock.rate, stock_s, warm_s, model_rate)}: {model} trains {model_rate:,.0f} images/s, {feeds},\n'
             f'so an epoch of {n:,} images takes about {_human_s(stock_s)} with stock and {_human_s(warm_s)} with fastmem.')
