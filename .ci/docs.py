@@ -37,7 +37,10 @@ def output_md(
         if kind in data: return f'![](data:{kind};base64,{data[kind].strip()})'
     return fence(data['text/plain'])
 
-def cell_md(cell):
+def cell_md(
+    cell,
+    is_folded=False, # Whether its code is
+):
     "A cell as markdown, obeying Quarto's `#|` options, the only ones that nbdev leaves in"
     if cell.cell_type=='markdown': return cell.source
     if cell.cell_type!='code': return ''
@@ -45,6 +48,7 @@ def cell_md(cell):
     shown = {o for o in ('echo','output') if 'false' not in (options.get(o), options.get('include'))}
     source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M)
     parts = [fence(source, 'python')] if 'echo' in shown and source.strip() else []
+    if is_folded and parts: parts = ['<details><summary>Code</summary>', *parts, '</details>']
     if 'output' in shown: parts += map(output_md, cell.get('outputs', []))
     return '\n\n'.join(parts)
 
@@ -57,7 +61,7 @@ def page_md(
     about = nb_frontmatter(nb)
     head = [f'# {about["title"]}'] if 'title' in about else []
     if 'description' in about: head.append(f'> {about["description"]}')
-    return '\n\n'.join(head + list(map(cell_md, nb.cells)))
+    return '\n\n'.join(head + [cell_md(o, bool(about.get('code-fold'))) for o in nb.cells])
 
 # From markdown to a page, with links to notebooks turned into links to pages
 
@@ -178,7 +182,7 @@ def complaints(
         for cell in read_nb(path).cells:
             for line in cell_code(cell).splitlines() if is_guide(page) else ():
                 if len(line)>_code_width: yield page,f'{len(line)} characters of code: {line}'
-            for line in '\n'.join(map(output_text, cell.get('outputs', []))).splitlines():
+            for line in '\n'.join(map(output_text, cell.get('outputs', []))).split('\n'):  # a progress bar is one line
                 if len(line)>_output_width: yield page,f'{len(line)} characters of output: {line[:60]} …'
             if cell.source.rpartition('\n')[2].startswith('show_doc(') and (name := bare_heading(cell)): yield page,f'no sentence below the heading {name}'
 
