@@ -75,7 +75,7 @@ def fastmem_plan(
         _,bad = bench.readable(bench.spread(files, 256))
         plan = bench.probe(files, n=2000, size=size, guard=guard)
     print(f'With item_tfms=Resize({size}):\n{plan}\n')
-    if bad: print(_unreadable(bad), '\n')
+    if bad: print(f'{_unreadable(bad)}\n')
     print(_limits_table(guard, bench.human_bytes))
 
 # %% ../nbs/14_cli.ipynb #63e8a30d
@@ -168,7 +168,7 @@ def fastmem_bench(
     print('\n'.join(_heading(plan, good, bad, device)), flush=True)
     res = bench.run_bench(good, bench.sample_guard(good, plan, size), size, bs, workers, runs)
     print(f'\nResize({size}), bs={bs}, {bench.num_cpus()} cores, median of --runs {runs} in turns; preload() takes one thread a core\n')
-    print(_bench_table(res, bench.human_bytes), '\n', flush=True)
+    print(f'{_bench_table(res, bench.human_bytes)}\n', flush=True)
     model = _timed_model(bench, good, make_model, size, bs) if make_model else ('your model', model_images_per_s)
     print(bench.verdict(res, plan.n_items, *model))
     if plot:
