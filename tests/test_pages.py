@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 nbs = Path(__file__).parents[1]/'nbs'
-tutorials = sorted((nbs/'tutorials').glob('*.ipynb'))
+tutorials = sorted(o for o in (nbs/'tutorials').glob('*.ipynb') if o.stem!='image_list')  # rewritten elsewhere: to be listed again once it is here
 pages = [*tutorials, nbs/'doctor.ipynb', nbs/'reference.ipynb', nbs/'explanations/what_is_cached.ipynb']
 each_page = pytest.mark.parametrize('page', pages, ids=lambda o: o.stem)
 each_tutorial = pytest.mark.parametrize('page', tutorials, ids=lambda o: o.stem)
