@@ -12,7 +12,7 @@ __all__ = ['v1_words', 'get_transforms', 'ImageDataBunch', 'DatasetType', 'open_
            'DataBunch', 'GANItemList']
 
 # %% ../nbs/12_image_list.ipynb #64097a37
-import functools, inspect
+import functools
 from copy import copy
 
 from fastai.vision.all import *
