@@ -241,13 +241,13 @@ _few = 100
 _containers = list,tuple,dict,set
 _opaque = type,types.FunctionType,types.MethodType,types.ModuleType
 
-def _held(o):
-    "(what `o` holds, to be compared by identity; a number that changes with it)"
-    if isinstance(o, torch.Tensor): return (),0 if o.is_inference() else o._version
-    if isinstance(o, _containers) and len(o)>_few: return (),len(o)
-    if hasattr(o, '__dict__'): o = vars(o)
-    elif not isinstance(o, _containers): return (),0
-    return ((*o, *o.values()) if hasattr(o, 'values') else tuple(o)),0
+def _views(o):
+    "Live views of what `o` holds; what is an attribute's name does not matter"
+    if isinstance(o, dict): return [o.keys(),o.values()]
+    if isinstance(o, _containers): return [o]
+    return [vars(o).values()] if hasattr(o, '__dict__') and not isinstance(o, torch.Tensor) else []
+
+def _elements(views): return list(itertools.chain.from_iterable(o for o in views if len(o)<=_few))
 
 def _is_part(o):
     "Whether `o` is a dataset, a list of fastai's, or a transform"
@@ -259,7 +259,7 @@ def _walk(o, seen):
     if isinstance(o, _containers): inside = ()
     elif callable(o) and not isinstance(o, Dataset): inside = list,tuple
     else: inside = *_containers,torch.Tensor
-    for v in _held(o)[0]:
+    for v in _elements(_views(o)):
         if id(v) not in seen and (isinstance(v, inside) or _is_part(v)): _walk(v, seen)
     return seen
 
@@ -272,10 +272,10 @@ def _may_be_open(o):
     return not isinstance(o, plain)
 
 def _is_same(before, now):
-    "Whether two of what `_held` gives are the same, but for files that were opened"
-    if before[1]!=now[1] or len(before[0])!=len(now[0]): return False
-    if all(map(operator.is_, before[0], now[0])): return True
-    return all(a is b or a is None and _may_be_open(b) and not callable(b) for a,b in zip(before[0], now[0]))
+    "Whether two of `_Watch._now` are the same, but for files that were opened"
+    if before[0]!=now[0]: return False
+    if all(map(operator.is_, before[1], now[1])): return True
+    return all(a is b or a is None and _may_be_open(b) and not callable(b) for a,b in zip(before[1], now[1]))
 
 class _Watch:
     "Notices what is changed of a dataset between its reads"
@@ -285,7 +285,16 @@ class _Watch:
         self.is_checked,self._is_reading = True,False
         self.renew()
 
-    def settle(self): self._seen = [(o, _held(o)) for o in _walk(self.dataset, {}).values()]
+    def settle(self):
+        seen = _walk(self.dataset, {}).values()
+        self._tensors = [o for o in seen if isinstance(o, torch.Tensor) and not o.is_inference()]
+        self._views = [v for o in seen for v in _views(o)]
+        self._before = self._now()
+
+    def _now(self):
+        "(sizes of all that is looked at and versions of tensors, elements to be compared by identity)"
+        return [*map(len, self._views), *[o._version for o in self._tensors]],_elements(self._views)
+
     def renew(self):
         "Know the samples of the dataset as it is now by a new stamp"
         self.is_apart = os.getpid()!=self.pid
@@ -294,7 +303,7 @@ class _Watch:
 
     def look(self)->bool:
         "Whether the dataset has changed since the last look"
-        if self._is_reading or all(_is_same(held, _held(o)) for o,held in self._seen): return False
+        if self._is_reading or _is_same(self._before, self._now()): return False
         self.renew()
         self.is_checked = False
         return True
@@ -308,7 +317,7 @@ class _Watch:
             self._is_reading = was_reading
             self.settle()
 
-    def __getstate__(self): return {**vars(self), '_seen': None}
+    def __getstate__(self): return {k: v for k,v in vars(self).items() if k not in ('_tensors','_views','_before')}
     def __setstate__(self, state):
         vars(self).update(state)
         self.settle()
