@@ -1,5 +1,5 @@
 "What notebooks use of fastmem, to be imported after `fastai.vision.all`"
-from fastmem.guard import MemoryGuard, available_memory, human_bytes, memory_limits
+from fastmem.guard import MemoryGuard, available_memory, human_bytes, memory_limits, shared_guard, total_memory
 from fastmem.recipe import Recipe
 from fastmem.plan import MemoryPlan, probe
 from fastmem.cache import ImageCache
@@ -11,7 +11,7 @@ from fastmem.image_list import (CategoryList, DatasetType, FloatList, GANItemLis
                                 PointsItemList, SegmentationItemList, SegmentationLabelList, get_transforms, open_image, open_mask)
 from fastmem.dataset import CachedDataset, cached
 
-__all__ = ['MemoryGuard', 'available_memory', 'human_bytes', 'memory_limits', 'Recipe', 'MemoryPlan', 'probe', 'ImageCache', 'MemDL',
+__all__ = ['MemoryGuard', 'available_memory', 'human_bytes', 'memory_limits', 'shared_guard', 'total_memory', 'Recipe', 'MemoryPlan', 'probe', 'ImageCache', 'MemDL',
            'CacheStats', 'MemImageBlock', 'MemMaskBlock', 'MemoryCallback', 'CategoryList', 'FloatList', 'GANItemList', 'ImageList',
            'ImageListInMemory', 'ItemLists', 'LabelLists', 'MemoryImageList', 'MultiCategoryList', 'SegmentationLabelList',
            'CachedDataset', 'cached', 'DatasetType', 'ImageDataBunch', 'ImageImageList', 'ObjectItemList', 'PointsItemList',
