@@ -264,7 +264,7 @@ def tell_once(self:ImageCache,
     text:str, # One line
 ):
     "Print a line, unless one of its kind was told since the last `purge` or `resume`, in any process"
-    if kind=='given back': self.arena.set_once(told_kinds.index('full'))  # which this says, too
+    if kind in ('given back','plan'): self.arena.set_once(told_kinds.index('full'))  # which these say, too
     if self.arena.set_once(told_kinds.index(kind)): print(f'fastmem: {text}', flush=True)
 
 @patch
