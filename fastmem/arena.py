@@ -614,7 +614,7 @@ def purge(self:Arena)->int: # Bytes given back
         self.is_full = False
     return max(0, before-self.used_bytes)
 
-# %% ../nbs/03_arena.ipynb #ff2636f8
+# %% ../nbs/03_arena.ipynb #4571df70
 @patch
 def _cut_offset(self:Arena, n_bytes):
     "Byte such that the images behind it have `n_bytes`"
@@ -632,10 +632,12 @@ def shrink(self:Arena,
 )->int: # Bytes given back
     "Forget the images filled last and give their memory back; nothing more is kept until `is_full` is taken back"
     with self.locked():
-        self.is_full = True
         before = self.used_bytes
         offset = self._cut_offset(n_bytes)
-        if offset>=int(self.header['next_byte']): return 0
+        has_some = offset<int(self.header['next_byte'])
+        if self.segments and not has_some: return 0  # what files have in memory is the kernel's to give back
+        self.is_full = True
+        if not has_some: return 0
         self._forget(offset, self._top)
         first = -(-(self.start+offset)//mmap.PAGESIZE)*mmap.PAGESIZE
         _punch(self.fd, first, self.start+self._top-first)
