@@ -74,7 +74,7 @@ class Spec(NamedTuple):
     "A pipeline"
     items:str='paths' # or 'table'
     target:str='category' # or 'mask', 'regression', 'image'
-    tfms:str='squish' # Of `item_tfms`
+    tfms:str='wide' # Of `item_tfms`
     bs:int=3
     shuffle:bool=True
     drop_last:bool=True
@@ -86,10 +86,9 @@ def elements(spec, folder):
     "Type transforms of the image and of the target"
     is_table = spec.items=='table'
     images = [ColReader('name', pref=f'{folder}/images/')] if is_table else []
-    targets = dict(category=[ColReader('label') if is_table else using_attr(RegexLabeller(r'_(.)\.png$'), 'name'), Categorize(vocab=list(labels))],
+    targets = dict(category=[ColReader('label') if is_table else RegexLabeller(r'_(.)\.png$'), Categorize(vocab=list(labels))],
                    regression=[ColReader('value') if is_table else Value(), RegressionSetup()],
                    mask=[Beside(folder/'masks'), PILMask.create], image=[Beside(folder/'others'), PILImage.create])
-    if not is_table and spec.target=='category': targets['category'][0] = RegexLabeller(r'.*_(.)\.png$')
     return [[*images, PILImage.create], targets[spec.target]]
 
 def make_items(spec, folder):
@@ -109,8 +108,8 @@ def make(spec, folder):
 
 # --- what can be changed, of both sides alike ---
 
-changes,patches = {},{}
-def change(items=None, target=None, is_patch=False):
+changes = {}
+def change(items=None, target=None):
     "Note a function of loaders and their folder as a change, of pipelines with such items and targets"
     def _note(f):
         f.items,f.targets = items,L(target) if target else None
@@ -123,8 +122,6 @@ def fits(name, spec):
     return f.items in (None,spec.items) and (f.targets is None or spec.target in f.targets)
 
 def tls(dls): return dls.train.dataset.tls
-def with_names(spec_items, folder, names): return [folder/'images'/o for o in names]
-def is_ours(dls): return hasattr(dls.train, 'cache')
 
 class Own:
     "A dataset of the user's"
@@ -198,18 +195,16 @@ def columns_of_a_reader(dls, folder): tls(dls)[0].tfms.fs[0].cols = L('other')
 @change('table', 'category')
 def columns_of_a_reader_of_labels(dls, folder): tls(dls)[1].tfms.fs[0].cols = L('other_label')
 
+def wrapped(tfm):
+    "The user's object that a `Transform` calls"
+    f = first(tfm.encodes.methods).implementation
+    return first(o.cell_contents for o in f.__closure__)
+
 @change('paths', 'category')
 def pattern_of_a_labeller(dls, folder):
     labeller = wrapped(tls(dls)[1].tfms.fs[0])
-    labeller.pat = re.compile(r'.*/(?:image|other)(.)')
-    labeller.matcher = lambda o: re.match(r'()', 'x') if False else _first_label(o)
-
-def wrapped(tfm): return first(tfm.encodes.methods).implementation
-
-class _Match:
-    def __init__(self, o): self.o = o
-    def group(self, i): return self.o
-def _first_label(o): return _Match('a')
+    labeller.pat = re.compile('im(a)ges')
+    labeller.matcher = labeller.pat.search
 
 @change('paths', 'category')
 def a_labeller_in_place(dls, folder): tls(dls)[1].tfms.fs[0] = Transform(lambda o: 'c')
@@ -263,7 +258,6 @@ def a_transform_added(dls, folder): dls.train.after_item.add(Darker())
 @change()
 def a_transform_in_the_list(dls, folder): dls.train.after_item.fs.insert(0, Darker())
 
-def _as_tensors(item): return tuple(tensor(np.asarray(o)) if isinstance(o, Image.Image) else o for o in item)
 def _resized(item): return tuple(tensor(np.asarray(o.resize((8,8)))) if isinstance(o, Image.Image) else tensor(float(o)) for o in item)
 
 @change()
@@ -275,7 +269,7 @@ def _turned(items): return [(x,*y) for x,*y in items[::-1]]
 def before_batch_set(dls, folder): dls.train.before_batch = Pipeline([_turned], split_idx=0)
 
 @change()
-def before_batch_added(dls, folder): dls.train.before_batch.add(_turned)
+def before_batch_added(dls, folder): dls.train.before_batch.add(Transform(_turned))
 
 @change()
 def before_batch_a_function(dls, folder): dls.train.before_batch = _turned
@@ -291,7 +285,6 @@ def after_batch_added(dls, folder): dls.train.after_batch.add(HalfBatch())
 
 @change()
 def create_item_set(dls, folder):
-    stock = TfmdDL.create_item
     dls.train.create_item = lambda s: tuple(TfmdDL.create_item(dls.train, 0))
 
 @change()
@@ -301,7 +294,7 @@ def create_batch_set(dls, folder): dls.train.create_batch = lambda items: TfmdDL
 def do_item_set(dls, folder): dls.train.do_item = lambda s: TfmdDL.do_item(dls.train, (s+1)%5)
 
 @change()
-def retain_set(dls, folder): dls.train.retain = lambda res, b: res
+def retain_set(dls, folder): dls.train.retain = lambda res, b: (res[0]//2, *res[1:])
 
 @change()
 def another_bs(dls, folder): dls.train.bs = 5 if dls.train.bs!=5 else 4
@@ -328,10 +321,6 @@ def all_new_loaders(dls, folder): dls.loaders = [dl.new(bs=2) for dl in dls.load
 def new_loader_with_item_tfms(dls, folder): dls.loaders[0] = dls.train.new(after_item=Pipeline([Resize(12), ToTensor()], split_idx=0))
 
 # --- what opens images: of all loaders ---
-
-class _Grey(PILImage):
-    @classmethod
-    def create(cls, fn, **kwargs): return PILImage(super().create(fn, **kwargs).convert('L').convert('RGB'))
 
 def _create_turned(cls, fn, **kwargs): return cls(load_image(fn, mode='RGB').transpose(Image.Transpose.ROTATE_180))
 def _load_dark(fn, mode=None):

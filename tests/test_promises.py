@@ -49,21 +49,39 @@ def run(dls, folder, name, when):
 def check_change(folder, tmp_path, store, name, when, workers=0):
     spec = spec_for(name)._replace(workers=workers)
     want = of_stock(folder, spec, name, when)
-    if not difference(want, of_stock(folder, spec, None, 'warm')): pytest.fail(f'{name} changes nothing in stock: this test could not fail')
     dls = make_seeded(spec, folder)
     options = stores[store]
     if 'path' in options: options = {**options, 'path': tmp_path/'cache'}
     got = run(dls.in_memory(**options), folder, name, when)
-    if store=='resized' and refused(got): return
+    if store in ('resized','encoded') and refused(got): return
     found = difference(want, got, exact=store!='resized')
     if found: pytest.fail(f'epoch, loader, batch, element: {found}')
 
 def refused(epochs):
-    "Whether it was said that what is asked for can't be kept resized"
+    "Whether it was said that what is asked for can't be kept so, and how it can"
     errors = [o for e in epochs for dl in e for o in dl if isinstance(o, Exception)]
-    return bool(errors) and all(isinstance(o, ValueError) and "store='decoded'" in str(o) or "store='resized' needs" in str(o) for o in errors)
+    return bool(errors) and all(isinstance(o, ValueError) and ("store='decoded'" in str(o) or "needs a `Resize`" in str(o)) for o in errors)
 
-@pytest.mark.parametrize('when', ['cold','warm','within'])
+names = [o for o in changes if o!=f'item_tfms_{Spec().tfms}']
+once_an_epoch = {o for o in names if changes[o].items=='table'} # a table is looked at once an epoch
+of_the_next_epoch = {'do_item_set','another_bs','drop_last_turned'} # stock asks for these where an epoch begins
+
+@pytest.mark.parametrize('name', names)
+def test_the_table_can_fail(folder, name):
+    "Each change is seen in stock's batches; but for `create`, which transforms hold"
+    spec = spec_for(name)
+    assert bool(difference(of_stock(folder, spec, name, 'warm'), of_stock(folder, spec, None, 'warm'))) == (name!='create_patched')
+
 @pytest.mark.parametrize('store', stores)
-@pytest.mark.parametrize('name', changes)
-def test_what_is_changed_comes(folder, tmp_path, store, name, when): check_change(folder, tmp_path, store, name, when)
+@pytest.mark.parametrize('name', names)
+def test_what_is_changed_between_epochs_comes(folder, tmp_path, store, name): check_change(folder, tmp_path, store, name, 'warm')
+
+@pytest.mark.parametrize('name', names)
+def test_what_is_changed_before_anything_is_kept_comes(folder, tmp_path, name): check_change(folder, tmp_path, 'resized', name, 'cold')
+
+@pytest.mark.parametrize('name', [o for o in names if o not in once_an_epoch|of_the_next_epoch])
+def test_what_is_changed_within_an_epoch_comes_in_the_next_batch(folder, tmp_path, name): check_change(folder, tmp_path, 'decoded', name, 'within')
+
+with_workers = ['dataset_by_another','items_turned_in_place','a_column_of_labels','folder_of_a_users_getter','vocabulary_in_place','item_tfms_late','load_image_patched']
+@pytest.mark.parametrize('name', with_workers)
+def test_what_is_changed_comes_with_workers(folder, tmp_path, name): check_change(folder, tmp_path, 'decoded', name, 'warm', workers=2)
