@@ -89,10 +89,10 @@ option_names = [o for o in inspect.signature(Options).parameters]
 
 # %% ../nbs/06_columns.ipynb #42ff8796
 def _creator(tfm):
-    "The class whose `create` is `tfm`"
+    "The class whose `create` is `tfm`; a transform holds the `create` of when it was made, which may have been replaced since"
     for method in getattr(getattr(tfm, 'encodes', None), 'methods', ()):
         cls = getattr(method.implementation, '__self__', None)
-        if isinstance(cls, type) and method.implementation.__name__=='create': return cls
+        if isinstance(cls, type) and method.implementation==getattr(cls, 'create', None): return cls
 
 # %% ../nbs/06_columns.ipynb #51517c4f
 def image_class(
@@ -194,7 +194,12 @@ def read_columns(
 def wrapped_function(tfm):
     "The function that a `Transform` around one calls"
     methods = getattr(getattr(tfm, 'encodes', None), 'methods', ())
-    return first(methods).implementation if type(tfm) is Transform and tfm.split_idx is None and len(methods)==1 else None
+    if type(tfm) is not Transform or tfm.split_idx is not None or len(methods)!=1: return None
+    f = first(methods).implementation
+    is_wrapper = getattr(f, '__code__', None) is _wrapper_code  # fasttransform's own, around an object that has no name
+    return f.__closure__[0].cell_contents if is_wrapper else f
+
+_wrapper_code = first(Transform(partial(noop)).encodes.methods).implementation.__code__
 
 def settings(
     tfm, # A transform

@@ -87,6 +87,7 @@ def _state(self:MemDL):
     res = [self.dataset, self.bs, self.after_item, self.before_batch, *map(vars(self).get, item_methods)]
     for f in (*active_tfms(self.after_item), *active_tfms(self.before_batch)): res += [f, *settings(f)]
     for tl in item_lists(self.dataset): res += sources(tl)
+    for o in self.columns.values(): res += opening(o.recipe.cls)
     return res
 
 @patch
@@ -136,7 +137,8 @@ def _unkept_reason(self:MemDL, found):
     for j,o in found.items():
         if j not in self.columns: return f'the getters of element {j} name another image each time'
         if not o.has_keys(): return f'the images of element {j} are made by a function, and named by no path'
-    return ''
+    own = [j for j,tl in enumerate(item_lists(self.dataset)) if j not in found and makes_images(tl)]
+    return f'element {own[0]} makes its images itself, or by a `create` that was replaced since' if own else ''
 
 # %% ../nbs/09_loader.ipynb #a8a5ca6e
 @patch
