@@ -46,8 +46,10 @@ def write_folder(folder, is_mixed=False):
 
 class Beside:
     "A getter of the user's: the file of the same name in a folder"
-    def __init__(self, folder): self.folder = folder
-    def __call__(self, o): return self.folder/Path(o if isinstance(o, (str,Path)) else o['name']).name
+    def __init__(self, folder): self.folder,self.others = folder,{}
+    def __call__(self, o):
+        name = Path(o if isinstance(o, (str,Path)) else o['name']).name
+        return self.others.get(name) or self.folder/name
 
 class Value:
     "A getter of the user's, whose result depends on an attribute"
@@ -65,7 +67,7 @@ class Late(RandTransform):
     def encodes(self, x:PILImage): return PILImage(x.point(lambda o: 255-o)) if random.random()<.5 else x
 
 item_tfms = dict(
-    none=list, crop=lambda: [Resize(16)], squish=lambda: [Resize(16, 'squish')], pad=lambda: [Resize(16, 'pad', pad_mode='zeros')],
+    none=list, crop=lambda: [Resize(16)], squish=lambda: [Resize(16, 'squish')], pad=lambda: [Resize(16, 'pad', pad_mode='border')],
     wide=lambda: [Resize((12,18), 'squish')], random_crop=lambda: [RandomResizedCrop(16, min_scale=.4)], flip=lambda: [Resize(16, 'squish'), FlipItem()],
     own=lambda: [Darker(), Resize(16, 'squish')], late=lambda: [Resize(16, 'squish'), Late(p=.7)])
 resized_tfms = 'crop','squish','pad','wide','flip','late' # that begin with a `Resize`
@@ -222,6 +224,9 @@ def a_transform_after_the_opener(dls, folder): tls(dls)[0].tfms.fs.append(Darker
 def folder_of_a_users_getter(dls, folder):
     getter = wrapped(tls(dls)[1].tfms.fs[0])
     getter.folder = folder/('other_masks' if getter.folder.name=='masks' else 'images')
+
+@change('paths', 'image')
+def another_file_for_one_item(dls, folder): wrapped(tls(dls)[1].tfms.fs[0]).others['03_a.png'] = folder/'images'/'05_c.png'
 
 @change('paths', 'regression')
 def number_of_a_users_getter(dls, folder): wrapped(tls(dls)[1].tfms.fs[0]).by += 1
