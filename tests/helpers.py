@@ -49,7 +49,7 @@ class Inverted(RandTransform):
     "A random item transform that fastmem does not know"
     def encodes(self, x:PILImage): return PILImage(x.point(lambda o: 255-o)) if random.random()<.5 else x
 
-environ = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(Path(__file__).parent)}
+environ = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': os.pathsep.join(map(str, Path(__file__).parents[:2]))}
 
 def run_program(tmp_path, code, *args, timeout_s=300):
     "Run `code` with `args` in a Python of its own, which has to end well; what it printed"

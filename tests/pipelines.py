@@ -335,11 +335,12 @@ def _load_dark(fn, mode=None):
 @contextmanager
 def opening_kept():
     "What opens images is as it was at the end"
-    create,args,load = PILBase.__dict__['create'],PILImage._open_args,fastai.vision.core.load_image
+    create,args,load = vars(PILImage).get('create'),PILImage._open_args,fastai.vision.core.load_image
     try: yield
     finally:
-        if 'create' in vars(PILImage): del PILImage.create
-        PILBase.create,PILImage._open_args,fastai.vision.core.load_image = create,args,load
+        if create is not None: PILImage.create = create
+        elif 'create' in vars(PILImage): del PILImage.create
+        PILImage._open_args,fastai.vision.core.load_image = args,load
 
 @change()
 def create_patched(dls, folder): PILImage.create = classmethod(_create_turned)
