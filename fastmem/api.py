@@ -163,7 +163,7 @@ def memory(self:DataLoaders)->CacheStats:
                       hits=hits, misses=misses, budget_bytes=cache.guard.budget(), available_bytes=available_memory(), bound_by=cache.guard.binding(),
                       mode=options.mode, store=' and '.join(sorted({c.recipe.store for c in columns})),
                       batches=f'item by item: {slow}' if slow else 'gathered', path=str(cache.path or ''),
-                      loaders=tuple(map(ref, dls)), not_kept=first(o.unkept_reason for o in dls if o.unkept_reason) or '')
+                      loaders=tuple(map(ref, dls)), not_kept=first(o.unkept_reason for o in dls if o.unkept_reason) or cache.not_kept)
 
 # %% ../nbs/10_api.ipynb #f78e458d
 @patch

@@ -239,6 +239,9 @@ def set_once(self:Arena,
     return not told>>bit&1
 
 @patch
+def was_once(self:Arena, bit:int)->bool: return bool(int(self.header['told'])>>bit&1)
+
+@patch
 def clear_once(self:Arena,
     bits:int=-1, # Mask of bits; all of them if -1
 ):

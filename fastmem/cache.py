@@ -98,7 +98,7 @@ class ImageCache:
         self.arena,self.batches = Arena(self.memory_guard),BatchMemory()
         self.files,self.without_file = {},set() # pixel files by recipe; recipes whose file the disk has no room for
         self.planned,self.encoded_bytes,self.reserved = {},{},{}
-        self.verdict,self.given_bytes = None,self.memory_guard.given_bytes
+        self.verdict,self.given_bytes,self.why_unkept = None,self.memory_guard.given_bytes,''
         shared_guard().caches.add(self)
 
     def __deepcopy__(self, memo): return self
@@ -267,6 +267,12 @@ def tell_once(self:ImageCache,
     if kind in ('given back','plan'): self.arena.set_once(told_kinds.index('full'))  # which these say, too
     if self.arena.set_once(told_kinds.index(kind)): print(f'fastmem: {text}', flush=True)
 
+@patch(as_prop=True)
+def not_kept(self:ImageCache)->str:
+    "Why some images that were read could not be kept; '' if all could"
+    told = any(self.arena.was_once(told_kinds.index(o)) for o in ('unkept','unversioned'))
+    return self.why_unkept or ('a worker has printed why' if told else '')
+
 @patch
 def given_back_bytes(self:ImageCache)->int:
     "Return the bytes that caches of the guard have given back since this was asked last"
@@ -304,6 +310,7 @@ def _make(self:ImageCache, slot, source, recipe, keep, looks=False):
     if recipe.store=='encoded' and is_path(source): return self._make_encoded(slot, source, recipe, keep, stamp)
     pixels = make_pixels(source, recipe)
     mode = pixels.im.mode
+    if keep and not keeps_mode(recipe, mode): self._tell_unkept(source, f'images of mode {mode} are not kept {recipe.store}')
     if mode not in pixel_modes: return pixels
     stored,bands = to_stored(pixels.im, recipe),pixel_modes[mode][0]
     pixels = pixels._replace(planes=as_planes(stored, bands, pixels.im.size, recipe))
@@ -317,13 +324,19 @@ def _keep(self:ImageCache, slot, source, recipe, pixels, stored, stamp, looks):
     if file is not None and not stamp: return self._tell_unversioned(source)
     if looks:
         try: extras = image_extras(pixels.im)
-        except NotKept as e: return self.tell_once('unkept', f'{printable(source)}: {e}. It is opened anew each time.')
+        except NotKept as e: return self._tell_unkept(source, e)
     else: mode |= left_extras
     target = self.arena if file is None else file
     target.write(slot, stored.reshape(pixels.planes.shape), pixels.full, mode, stamp, extras)
 
 @patch
+def _tell_unkept(self:ImageCache, source, why):
+    self.why_unkept = str(why)
+    self.tell_once('unkept', f'{printable(source)}: {why}. It is opened anew each time.')
+
+@patch
 def _tell_unversioned(self:ImageCache, source):
+    self.why_unkept = 'what is the name of no file is not kept in `path`'
     self.tell_once('unversioned', f"{printable(source)} is the name of no file: nobody could tell whether it has changed, so such images are not kept "
                    "in `path`. Leave `path` out to keep them in memory, or give `key=` a function that says which image an item is.")
 

@@ -89,10 +89,10 @@ option_names = [o for o in inspect.signature(Options).parameters]
 
 # %% ../nbs/06_columns.ipynb #42ff8796
 def _creator(tfm):
-    "The class whose `create` is `tfm`"
+    "The class whose `create` is `tfm`; a transform holds the `create` of when it was made, which may have been replaced since"
     for method in getattr(getattr(tfm, 'encodes', None), 'methods', ()):
         cls = getattr(method.implementation, '__self__', None)
-        if isinstance(cls, type) and method.implementation.__name__=='create': return cls
+        if isinstance(cls, type) and method.implementation==getattr(cls, 'create', None): return cls
 
 # %% ../nbs/06_columns.ipynb #51517c4f
 def image_class(
@@ -198,7 +198,12 @@ def read_columns(
 def wrapped_function(tfm):
     "The function that a `Transform` around one calls"
     methods = getattr(getattr(tfm, 'encodes', None), 'methods', ())
-    return first(methods).implementation if type(tfm) is Transform and tfm.split_idx is None and len(methods)==1 else None
+    if type(tfm) is not Transform or tfm.split_idx is not None or len(methods)!=1: return None
+    f = first(methods).implementation
+    is_wrapper = getattr(f, '__code__', None) is _wrapper_code  # fasttransform's own, around an object that has no name
+    return f.__closure__[0].cell_contents if is_wrapper else f
+
+_wrapper_code = first(Transform(partial(noop)).encodes.methods).implementation.__code__
 
 def settings(
     tfm, # A transform
@@ -238,7 +243,7 @@ class ImageColumn:
         self.after = [o for o in fs[opener+1:] if not is_noop(o)]
         self.slots = np.full(len(tl), -1, np.int32) # where each item's pixels are, once a cache has given them slots
         self.snapshot = None
-        self.is_preloaded = False
+        self.is_preloaded,self.is_stale = False,False
         self.is_seen = False # whether code of the user's looks at the images before they are batched
 
     def __len__(self): return len(self.tl)
@@ -282,11 +287,15 @@ def keys(self:ImageColumn)->list:
     return self.keys_at(range(len(self))) if self.key is not None else []
 
 @patch
+def is_at_hand(self:ImageColumn)->bool:
+    "Tell whether no code of the user's says what is opened, so that a `Snapshot` of the items does"
+    return all(type(o) in _readers for o in self.getters)
+
+@patch
 def has_keys(self:ImageColumn, n=8)->bool:
     "Tell whether images are named by paths, or are bytes that are at hand, rather than made for each call"
     if self.key is not None: return True
-    at_hand = all(type(o) in _readers for o in self.getters)
-    return all(is_path(o) or (at_hand and isinstance(o, bytes)) for o in self.keys_at(evenly(len(self), n)))
+    return all(is_path(o) or (self.is_at_hand() and isinstance(o, bytes)) for o in self.keys_at(evenly(len(self), n)))
 
 @patch
 def is_steady(self:ImageColumn, n=8)->bool:
@@ -315,10 +324,20 @@ _look_s = 2. # for files that have changed, when a loader is made: on a slow dri
 @patch
 def is_placed(self:ImageColumn, cache, n=8)->bool:
     "Tell whether the slots still are those of the items, looking at a few"
-    if not self.snapshot.matches(self.tl): return False
-    some = [i for i in evenly(len(self), n) if self.slots[i]>=0]
-    if not some: return True
-    return np.array_equal(cache.find(self.keys_at(some), self.recipe), self.slots[some])
+    return not self.is_stale and self.snapshot.matches(self.tl) and self._finds(cache, evenly(len(self), n))
+
+@patch
+def holds(self:ImageColumn, cache, idxs)->bool:
+    "Tell whether the slots of the items `idxs` still are theirs; a getter of the user's is asked, as stock asks it"
+    is_held = self.snapshot.holds(self.tl, idxs) and (self.is_at_hand() or self.key is not None or self._finds(cache, idxs))
+    self.is_stale = self.is_stale or not is_held
+    return is_held
+
+@patch
+def _finds(self:ImageColumn, cache, idxs):
+    some = [i for i in idxs if self.slots[i]>=0]
+    return not some or np.array_equal(cache.find(self.keys_at(some), self.recipe), self.slots[some])
+
 @patch
 def shows_same(self:ImageColumn, o)->bool:
     "Tell whether the images of `o` come from the same objects, and are kept in the same way"
@@ -357,6 +376,7 @@ class TupleColumn(ImageColumn):
     def has_keys(self, n=8): return len(self.parts)>0 and all(o.has_keys(n) for o in self.parts)
     def keys_at(self, idxs): return [k for o in self.parts for k in o.keys_at(idxs)]
     def is_placed(self, cache, n=8): return all(o.is_placed(cache, n) for o in self.parts)
+    def holds(self, cache, idxs): return all(o.holds(cache, idxs) for o in self.parts)
 
     def place(self, cache, adds=True, like=()):
         "Give the images their slots"

@@ -87,6 +87,7 @@ def _state(self:MemDL):
     res = [self.dataset, self.bs, self.after_item, self.before_batch, *map(vars(self).get, item_methods)]
     for f in (*active_tfms(self.after_item), *active_tfms(self.before_batch)): res += [f, *settings(f)]
     for tl in item_lists(self.dataset): res += sources(tl)
+    for o in self.columns.values(): res += opening(o.recipe.cls)
     return res
 
 @patch
@@ -136,7 +137,8 @@ def _unkept_reason(self:MemDL, found):
     for j,o in found.items():
         if j not in self.columns: return f'the getters of element {j} name another image each time'
         if not o.has_keys(): return f'the images of element {j} are made by a function, and named by no path'
-    return ''
+    own = [j for j,tl in enumerate(item_lists(self.dataset)) if j not in found and makes_images(tl)]
+    return f'element {own[0]} makes its images itself, or by a `create` that was replaced since' if own else ''
 
 # %% ../nbs/09_loader.ipynb #a8a5ca6e
 @patch
@@ -185,8 +187,12 @@ def _with_images(self:MemDL, i, others, pct=None):
 
 # %% ../nbs/09_loader.ipynb #1304e75f
 @patch
+def _follow_item(self:MemDL, s):
+    if self.has_changed() or not self._holds([s or 0]): self.follow()
+
+@patch
 def create_item(self:MemDL, s):
-    if self.has_changed(): self.follow()
+    self._follow_item(s)
     if not self.columns or not self.indexed or self.applied_resize() is not None: return super(MemDL, self).create_item(s)
     return self._with_images(s or 0, self._targets_of(s or 0))
 
@@ -199,8 +205,10 @@ def readable(self:MemDL, i):
 
 @patch
 def do_item(self:MemDL, s):
-    if self.has_changed(): self.follow()
-    resize = self.applied_resize() if self.columns and self.indexed else None
+    try: self._follow_item(s)
+    except SkipItemException: return None
+    is_resized = self.columns and self.indexed and 'create_item' not in vars(self)
+    resize = self.applied_resize() if is_resized else None
     if resize is None: return super(MemDL, self).do_item(s)
     if self.options.on_error=='skip' and not self.readable(s or 0): return None
     try: return self._do_resized(s or 0, resize)
@@ -326,8 +334,9 @@ def _gathered(self:MemDL, samps):
 def _drawn(self:MemDL, chunks, worker_random):
     "(items, `DrawnBatch`) of each of `chunks`; `None` for the first one of which an item is skipped, and no more"
     for i,idxs in enumerate(chunks):
-        if not self._holds(idxs): self.follow()
-        try: drawn = self.draw_batch(idxs) if worker_random is None else worker_random.run(i, self.draw_batch, idxs)
+        try:
+            if not self._holds(idxs): self.follow()
+            drawn = self.draw_batch(idxs) if worker_random is None else worker_random.run(i, self.draw_batch, idxs)
         except SkipItemException:
             yield idxs,None
             return
@@ -336,8 +345,8 @@ def _drawn(self:MemDL, chunks, worker_random):
 @patch
 def _holds(self:MemDL, idxs):
     "Whether the items `idxs` are those that were given slots"
-    columns = [*self.columns.values(), *self.targets.values()]
-    return all(o.snapshot.holds(o.tl, idxs) for o in columns if o.snapshot is not None)
+    if not all(o.holds(self.cache, idxs) for o in self.columns.values()): return False
+    return all(o.snapshot.holds(o.tl, idxs) for o in self.targets.values() if o.snapshot is not None)
 
 @patch
 def _gather_drawn(self:MemDL, drawn):

@@ -9,7 +9,7 @@ __all__ = ['pixel_modes', 'mode_names', 'draft_ratio', 'few_pixels', 'aligned_gr
            'is_path', 'key_digests', 'resize_recipe', 'gathers', 'keeps_mode', 'pixel_bytes', 'image_header', 'evenly',
            'Pixels', 'make_pixels', 'NotKept', 'image_extras', 'with_extras', 'is_interleaved', 'to_planes',
            'to_stored', 'as_planes', 'from_planes', 'cut', 'crop_pad_planes', 'turn_planes', 'edit_image', 'Opener',
-           'opener_of', 'opens_as_stock', 'open_mode']
+           'opener_of', 'opens_as_stock', 'open_mode', 'opening']
 
 # %% ../nbs/01_recipe.ipynb #d0d6dc2a
 import functools, hashlib, io, os, pathlib, pickle
@@ -23,7 +23,7 @@ from PIL import Image
 
 from .opener import *
 
-_all_ = ['Opener','opener_of','opens_as_stock','open_mode']
+_all_ = ['Opener','opener_of','opens_as_stock','open_mode','opening']
 
 # %% ../nbs/01_recipe.ipynb #c3f3e990
 def _crop(w, h, size):
