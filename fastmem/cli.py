@@ -53,9 +53,9 @@ def plan_report(
     rows = [['store','takes','error','fits']]
     rows += [[k, human_bytes(o.total_bytes), f'± {o.error_frac:.1%}', f'{o.cached_frac:.0%}'] for k,o in plan.stores.items()]
     limits = [['limit','may be taken']] + [[k, human_bytes(v)] for k,v in sorted(guard.limits().items(), key=lambda o:o[1])]
-    fill = 'No image could be decoded' if plan.fill_s is None else f'About {plan.fill_s:.2g} s to fill, with {num_cpus()} cores'
+    fill = '' if plan.fill_s is None else f'About {plan.fill_s:.2g} s to fill, with {num_cpus()} cores\n'
     what = 'keep every image' if plan.fits else f'keep {plan.cached_frac:.0%} of the images and read the rest from disk'
-    return (f'{plan.n_items:,} images\n\n{text_table(rows)}\n{fill}\n\n{text_table(limits)}\n'
+    return (f'{plan.n_items:,} images\n\n{text_table(rows)}\n{fill}\n{text_table(limits)}\n'
             f'({human_bytes(guard.wanted_bytes)} are left free; tasks waited for memory {memory_pressure_frac():.1%} of the last 10 s)\n\n'
             f'With item_tfms=Resize({size}), `dls.in_memory()` would {what}: {guard.binding()} is what binds.')
 
