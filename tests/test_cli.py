@@ -14,12 +14,12 @@ def test_plan(tmp_path):
     photo_folder(tmp_path, 12)
     res = run('fastmem-plan', tmp_path, '--size', 224, '--limit-mb', 1)
     assert res.returncode==0 and '12 images' in res.stdout and 'limit_bytes' in res.stdout and 'host RAM' in res.stdout
-    assert all(o in res.stdout for o in ('resized','decoded','encoded','read the rest from disk','s to fill','ms to decode','waited for memory'))
+    assert all(o in res.stdout for o in ('resized','decoded','encoded','read the rest from disk','s to fill','waited for memory'))
 
 def test_plan_needs_no_pixels(tmp_path):
     for o in photo_folder(tmp_path, 12): o.write_bytes(o.read_bytes()[:1500])  # headers without pixels
     out = run_command(tmp_path, 'fastmem-plan', tmp_path)
-    assert 'keep every image' in out and 'nothing was timed' in out
+    assert 'keep every image' in out and 's to fill' not in out
 
 @pytest.mark.parametrize('name', ['fastmem-plan','fastmem-demo','fastmem-bench'])
 def test_a_wrong_folder_is_one_line(tmp_path, name):
