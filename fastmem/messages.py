@@ -55,7 +55,7 @@ def _encoded_hint(plan):
     "That the files themselves would fit, where pixels do not"
     files = plan.stores.get('encoded')
     if files is None or not files.fits or plan.store=='encoded': return ''
-    return f" The files as they are would fit ({human_bytes(files.total_bytes)}): store='encoded'."
+    return f" store='encoded' would keep all files as they are, {human_bytes(files.total_bytes)}."
 
 def apply_plan(
     cache:ImageCache, # With all files of its loaders added

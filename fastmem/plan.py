@@ -184,14 +184,15 @@ def time_images(
     files:list, # Paths of images
     recipe:Recipe, # How they would be stored
     n:int=32, # How many of them to make; fewer where these take long
-)->float: # `None` if none can be read
+)->float: # `None` if none can be read, or files are small
     "Seconds that all cores take to make the stored pixels of an image"
     picked = _pick(files, n, seed=1)  # others than those whose headers are read, which the system has in memory then
     n_threads = worthwhile_threads(first(picked), num_cpus())
+    if n_threads==0: return None
     n_made,start_s = 0,time.perf_counter()
-    with ThreadPoolExecutor(max(1, n_threads)) as pool:
+    with ThreadPoolExecutor(n_threads) as pool:
         for some in chunked(picked, 4*num_cpus()):
-            n_made += sum((pool.map if n_threads else map)(partial(_is_made, recipe=recipe), some))
+            n_made += sum(pool.map(partial(_is_made, recipe=recipe), some))
             if time.perf_counter()-start_s>_timing_s: break
     return (time.perf_counter()-start_s)/n_made if n_made else None
 

@@ -65,7 +65,7 @@ def test_what_can_not_be_encoded(tmp_path):
 def test_auto_names_encoded_where_all_files_would_fit(tmp_path, capsys):
     "Pixels of a part are kept; one line says what would keep all"
     files = photo_folder(tmp_path, 24, size=(120,90))
-    limit_bytes = 2*sum(o.stat().st_size for o in files)
+    limit_bytes = 20*sum(o.stat().st_size for o in files)
     dls = make(tmp_path, Resize(160)).in_memory(guard=MemoryGuard(limit_bytes=limit_bytes))
     batches(dls)
     out = capsys.readouterr().out
