@@ -511,7 +511,10 @@ def test_purging_while_workers_read_gives_no_wrong_sample(folder):
 
 class Stopped(Files):
     "Reading sample 20 sends a `signal` to the process that reads it, while there is one"
-    signal = None
+    @property
+    def signal(self): return getattr(self._count, 'signal', None)
+    @signal.setter
+    def signal(self, o): self._count.signal = o
     def __getitem__(self, i):
         if i==20 and self.signal is not None: os.kill(os.getpid(), self.signal)
         return super().__getitem__(i)
