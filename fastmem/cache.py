@@ -673,8 +673,10 @@ def forget_changed(self:ImageCache,
 )->list: # These files
     "Have files that have changed read again when a batch reaches them; the memory of their pixels is free after the next `purge`"
     positions = self.changed(slots, source_of, for_s)
+    res = [source_of(i) for i in positions]
+    self.arena.set_stamps(slots[positions], [source_stamp(o) for o in res])  # or a pixel file would enter what it has of them again
     self.arena.free(slots[positions])
-    return [source_of(i) for i in positions]
+    return res
 
 @patch
 def forget(self:ImageCache, slots:np.ndarray):
