@@ -82,11 +82,15 @@ _max_bits = 43 # of the address space for pixels
 def _map(fd, sizes, offset=0, **kwargs):
     "Map as much address space of `fd` as a limit on it (`ulimit -v`) lets us, largest of `sizes` first"
     for n in sizes:
-        os.ftruncate(fd, max(offset+n, os.fstat(fd).st_size))
-        try: return mmap.mmap(fd, n, offset=offset, **kwargs)
+        try:
+            os.ftruncate(fd, max(offset+n, os.fstat(fd).st_size))
+            return mmap.mmap(fd, n, offset=offset, **kwargs)
         except OSError as e:
-            if e.errno!=errno.ENOMEM: raise
-    raise MemoryError(f"no {human_bytes(sizes[-1])} of address space can be mapped: raise `ulimit -v`")
+            if e.errno not in _limits: raise
+            limit = _limits[e.errno]
+    raise MemoryError(f"no {human_bytes(sizes[-1])} of address space can be mapped: raise `ulimit {limit}`")
+
+_limits = {errno.ENOMEM: '-v', errno.EFBIG: '-f'}
 
 def _pixel_sizes(guard):
     "Bytes to map for pixels, largest first, such that a limit on address space leaves the guard's reserve"

@@ -88,11 +88,14 @@ class Options:
 option_names = [o for o in inspect.signature(Options).parameters]
 
 # %% ../nbs/06_columns.ipynb #42ff8796
+def _methods(tfm): return [o.implementation for o in getattr(getattr(tfm, 'encodes', None), 'methods', ())]
+
 def _creator(tfm):
     "The class whose `create` is `tfm`; a transform holds the `create` of when it was made, which may have been replaced since"
-    for method in getattr(getattr(tfm, 'encodes', None), 'methods', ()):
-        cls = getattr(method.implementation, '__self__', None)
-        if isinstance(cls, type) and method.implementation==getattr(cls, 'create', None): return cls
+    for f in _methods(tfm):
+        cls = getattr(f, '__self__', None)
+        create = getattr(cls, 'create', None)  # that of a mask is a transform
+        if isinstance(cls, type) and f in (create, *_methods(create)): return cls
 
 # %% ../nbs/06_columns.ipynb #51517c4f
 def image_class(

@@ -406,7 +406,9 @@ def before_iter(self:MemDL):
 @patch
 def after_iter(self:MemDL):
     super(MemDL, self).after_iter()
-    if self.columns and self._may_keep and self.cache.is_full: warn_full(self.cache)
+    if not self.columns: return
+    self.cache.flush()
+    if self._may_keep and self.cache.is_full: warn_full(self.cache)
 
 @patch
 def _in_this_process(self:MemDL, batches, workers):
