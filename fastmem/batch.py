@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from fastai.data.core import Datasets, TfmdLists
 from fastai.data.load import fa_collate
-from fastai.data.transforms import (Categorize, ColReader, EncodedMultiCategorize, IntToFloatTensor, ItemGetter, MultiCategorize, Normalize,
-                                    OneHotEncode, RegexLabeller, parent_label)
+from fastai.data.transforms import Categorize, EncodedMultiCategorize, MultiCategorize, OneHotEncode
+from fastai.data.transforms import ColReader, IntToFloatTensor, ItemGetter, Normalize, RegexLabeller, parent_label
 from fastai.torch_core import TensorImage, TensorImageBW, TensorMask, retain_types
-from fastai.vision.augment import CropPad, DihedralItem, FlipItem, RandomCrop, RandomResizedCrop, Resize, ResizeMethod, TensorTypes
+from fastai.vision.augment import CropPad, DihedralItem, FlipItem, RandomCrop, RandomResizedCrop, Resize
+from fastai.vision.augment import ResizeMethod, TensorTypes
 from fastai.vision.core import *
 from fasttransform import Pipeline, compose_tfms
 from fastcore.all import *
@@ -29,7 +30,9 @@ from .cache import *
 from .columns import *
 
 # %% ../nbs/07_batch.ipynb #cc84d9cf
-traced_tfms = Resize,RandomResizedCrop,CropPad,RandomCrop,FlipItem,DihedralItem # what they do to an image is to crop, pad, resize or turn it
+# what these do to an image is to crop, pad, resize or turn it
+traced_tfms = Resize,RandomResizedCrop,CropPad,RandomCrop,FlipItem,DihedralItem
+_keeps_sides = Image.Transpose.FLIP_LEFT_RIGHT,Image.Transpose.FLIP_TOP_BOTTOM,Image.Transpose.ROTATE_180
 
 class _Trace:
     "In the place of an image: notes what fastai's item transforms do with it"
@@ -47,8 +50,8 @@ class _Trace:
         return self._note(ifnone(resize_to, sz), crop_pad_planes, sz=sz, tl=tl, resize_to=resize_to, **kwargs)
 
     def transpose(self, method):
-        is_upright = method in (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.ROTATE_180)
-        return self._note(self.size if is_upright else self.size[::-1], turn_planes, method=method)
+        size = self.size if method in _keeps_sides else self.size[::-1]
+        return self._note(size, turn_planes, method=method)
 
 # %% ../nbs/07_batch.ipynb #2d4f20cc
 @functools.lru_cache(maxsize=None)
@@ -58,6 +61,7 @@ def trace_class(
     "Return what stands for an image of `cls` while item transforms are traced"
     return type(f'Traced{cls.__name__}', (_Trace,cls), {})
 
+# %% ../nbs/07_batch.ipynb #9f93f731
 def traceable(
     item_tfms, # Of a loader
     applied=None, # A `Resize` that is applied to what is kept already
@@ -80,7 +84,7 @@ class DrawnBatch(NamedTuple):
     "A batch before its images are made: everything that needs random numbers, or code of the user's"
     idxs:np.ndarray # Items of the dataset
     targets:dict # {element: what is no image, collated}
-    pcts:list # Where each crop lies
+    pcts:list # Where each crop lies, (0 to 1, 0 to 1); `None` for no crops
     traces:list # What item transforms do to each image
 
 # %% ../nbs/07_batch.ipynb #600e5861
@@ -90,14 +94,19 @@ class TargetSample(NamedTuple):
     types:tuple=() # Of what was made
     is_drawn:bool=False # Whether random numbers were drawn for it
 
-def _leaves(o): return [p for q in o for p in _leaves(q)] if isinstance(o, (tuple,list)) else [o]
+def _leaves(o):
+    "List what nested tuples and lists hold"
+    if not isinstance(o, (tuple,list)): return [o]
+    return [p for q in o for p in _leaves(q)]
 
+# %% ../nbs/07_batch.ipynb #f406d036
 def sample_targets(
     tls:list, # `TfmdLists` of the elements that are no images
     n:int=4, # Items to make
 )->TargetSample:
     "Make some targets; random numbers are put back"
-    start_s,made = time.perf_counter(),[]
+    start_s = time.perf_counter()
+    made = []
     with random_state_kept():
         before = drawn_state()
         try: made = [tl[i] for tl in tls for i in evenly(len(tl), n)]
@@ -109,11 +118,11 @@ def sample_targets(
 # %% ../nbs/07_batch.ipynb #af416efb
 def _unknown_tfms(item_tfms):
     "Names of item transforms whose effect on a batch is not known"
-    applied = leading_resize(item_tfms)
-    known = [applied, *traceable(item_tfms)]
+    known = [leading_resize(item_tfms), *traceable(item_tfms)]
     unknown = [o for o in active_tfms(item_tfms) if o not in known and type(o) not in (ToTensor,AddMaskCodes)]
     return [tfm_name(o) for o in unknown]
 
+# %% ../nbs/07_batch.ipynb #0846cca0
 def _bad_columns(dataset, columns):
     "Elements of the items that a gather can't make"
     for i,tl in enumerate(item_lists(dataset)):
@@ -130,6 +139,7 @@ def _bad_traces(columns, tfms, sample):
     for o in sample.types:
         if issubclass(o, TensorTypes): yield f'{name} runs on {o.__name__} targets, too'
 
+# %% ../nbs/07_batch.ipynb #789b64b1
 def slow_reason(
     dl, # A `MemDL`
     columns:dict, # {element: `ImageColumn`}
@@ -138,7 +148,8 @@ def slow_reason(
 )->str: # '' if batches are gathered
     "Say why the batches of `dl` are made item by item"
     if not columns: return 'no images'
-    if not (dl.indexed and dl.bs and isinstance(dl.dataset, Datasets)): return 'the items are no tuples of a `Datasets`, or not indexed'
+    is_plain = dl.indexed and dl.bs and isinstance(dl.dataset, Datasets)
+    if not is_plain: return 'the items are no tuples of a `Datasets`, or not indexed'
     before = active_tfms(dl.before_batch)
     if before: return f'{tfm_name(before[0])} runs before the batch is made'
     unknown = _unknown_tfms(dl.after_item)
@@ -147,8 +158,8 @@ def slow_reason(
     return first(_bad_columns(dl.dataset, columns)) or first(_bad_traces(columns, tfms, sample)) or ''
 
 # %% ../nbs/07_batch.ipynb #74fa5c62
-_label_tfms = Categorize,MultiCategorize,EncodedMultiCategorize,OneHotEncode # what these make depends on the label alone
-_label_types = str,int,float,np.generic
+# what these make depends on the label alone
+_label_tfms = Categorize,MultiCategorize,EncodedMultiCategorize,OneHotEncode
 
 def is_pure(
     getter, # A type transform
@@ -157,17 +168,20 @@ def is_pure(
     f = wrapped_function(getter)
     return type(getter) in (ColReader,ItemGetter) or f is parent_label or type(f) is RegexLabeller
 
-def _typed(o): return o if type(o) is str else (type(o),o)  # 1, 1.0 and True are equal, but different labels
+# %% ../nbs/07_batch.ipynb #15d03996
+_label_types = str,int,float,np.generic
+
+def _typed(o): return o if type(o) is str else (type(o),o)
 
 def _label_key(o):
     "`o` as a key, if it is a label or several; else `None`"
-    if type(o) is str: return o
-    if isinstance(o, (list,L)): return (list,*map(_typed, o)) if all(isinstance(p, _label_types) for p in o) else None
-    return _typed(o) if isinstance(o, _label_types) else None
+    if isinstance(o, _label_types): return _typed(o)
+    if not isinstance(o, (list,L)): return None
+    return (list,*map(_typed, o)) if all(isinstance(p, _label_types) for p in o) else None
 
 # %% ../nbs/07_batch.ipynb #1a148f76
 class TargetColumn:
-    "One element of the items that is no image. What getters known to be pure give is remembered by item, the rest is asked each time"
+    "One element of the items that is no image; what getters known to be pure give is remembered by item"
     max_labels,max_bytes = 20_000,1024 # different ones that are remembered, and what is made of each
     def __init__(self,
         tl:TfmdLists, # The items and their type transforms
@@ -178,7 +192,8 @@ class TargetColumn:
         self.getter = first(fs)
         self.rest = fs[1:]
         self.vocab = self._vocab()
-        self.known,self.rows,self.table,self.snapshot = {},None,None,None
+        self.known = {} # which row of `table` is made of a label
+        self.rows,self.table,self.snapshot = None,None,None
         if not self._is_pure(): return
         self.snapshot = Snapshot(tl, read_columns(fs), like)
         self.rows = np.full(len(tl), -1, np.int8)  # by item: which row of `table` it is
@@ -187,30 +202,53 @@ class TargetColumn:
         if type(self.tl).__getitem__ is not TfmdLists.__getitem__ or not self.rest: return False
         return is_pure(self.getter) and all(type(o) in _label_tfms for o in self.rest)
 
-    def _vocab(self): return [dict(o.vocab.o2i) for o in self.rest if getattr(o, 'vocab', None) is not None]
+# %% ../nbs/07_batch.ipynb #fe0f2b3d
+@patch
+def _vocab(self:TargetColumn):
+    vocabs = [getattr(o, 'vocab', None) for o in self.rest]
+    return [dict(o.o2i) for o in vocabs if o is not None]
 
-    def is_current(self)->bool:
-        "Tell whether items and classes are still those that this was made of"
-        return self.rows is None or (self.vocab==self._vocab() and self.snapshot.matches(self.tl))
-
-    def __getitem__(self, idxs):
-        "Return the targets of the items `idxs` (an array) as stock collates them"
-        if self.rows is None or not self._remember(idxs[self.rows[idxs]<0]): return self.collated([self.tl[i] for i in idxs.tolist()])
-        return retain_types(self.table[self.rows[idxs]], self.sample)
-
-    def collated(self, items): return retain_types(fa_collate([(o,) for o in items])[0], items[0])
+@patch
+def is_current(self:TargetColumn)->bool:
+    "Tell whether items and classes are still those that this was made of"
+    return self.rows is None or (self.vocab==self._vocab() and self.snapshot.matches(self.tl))
 
 # %% ../nbs/07_batch.ipynb #91386ef6
 @patch
+def _label_column(self:TargetColumn):
+    "The column of a table that all labels are in, or `None`"
+    if type(self.getter) is not ColReader or getattr(self.tl.items, 'ndim', 0)!=2: return None
+    return self.getter.cols[0] if len(self.getter.cols)==1 else None
+
+@patch
 def _labels(self:TargetColumn, idxs):
     "The labels of the items `idxs`"
-    items = self.tl.items
-    if type(self.getter) is ColReader and getattr(items, 'ndim', 0)==2 and len(self.getter.cols)==1:
-        column = self.getter.cols[0]
-        cells = (items.iloc[:,column] if isinstance(column, int) else items[column]).iloc[idxs].tolist()
-        return [self.getter({column: o}) for o in cells]
-    return [compose_tfms(self.tl._get(i), [self.getter], split_idx=self.tl.tfms.split_idx) for i in idxs.tolist()]
+    name,items = self._label_column(),self.tl.items
+    if name is None: return [run_tfms(self.tl, self.tl._get(i), [self.getter]) for i in idxs.tolist()]
+    column = items.iloc[:,name] if isinstance(name, int) else items[name]
+    return [self.getter({name: o}) for o in column.iloc[idxs].tolist()]
 
+# %% ../nbs/07_batch.ipynb #705a9baf
+@patch
+def _add(self:TargetColumn, new):
+    "Whether what is made of `new` labels, {key: label}, is in the table"
+    if not new: return True
+    made = [run_tfms(self.tl, o, self.rest) for o in new.values()]
+    if not all(isinstance(o, torch.Tensor) and o.nbytes<=self.max_bytes for o in made): return False
+    rows = [*ifnone(self.table, ()), *(o.as_subclass(torch.Tensor) for o in made)]
+    kinds = {(o.shape,o.dtype) for o in rows}
+    if len(rows)>self.max_labels or len(kinds)>1: return False
+    self.sample = made[0]
+    self.table = torch.stack(rows)
+    for k in new: self.known[k] = len(self.known)
+    return True
+
+@patch
+def _set_rows(self:TargetColumn, idxs, rows):
+    if len(self.known)>np.iinfo(np.int8).max: self.rows = self.rows.astype(np.int16, copy=False)
+    self.rows[idxs] = rows
+
+# %% ../nbs/07_batch.ipynb #659eadb4
 @patch
 def _remember(self:TargetColumn, idxs):
     "Whether the targets of the items `idxs` are remembered, now"
@@ -222,40 +260,45 @@ def _remember(self:TargetColumn, idxs):
     else: self._set_rows(idxs, [self.known[k] for k in keys])
     return self.rows is not None
 
+# %% ../nbs/07_batch.ipynb #78fdad42
 @patch
-def _set_rows(self:TargetColumn, idxs, rows):
-    if self.rows.dtype==np.int8 and len(self.known)>np.iinfo(np.int8).max: self.rows = self.rows.astype(np.int16)
-    self.rows[idxs] = rows
+def collated(self:TargetColumn, items):
+    "Collate targets as stock does"
+    batch, = fa_collate([(o,) for o in items])
+    return retain_types(batch, items[0])
 
 @patch
-def _add(self:TargetColumn, new):
-    "Whether what is made of `new` labels, {key: label}, is in the table"
-    if not new: return True
-    made = [compose_tfms(o, self.rest, split_idx=self.tl.tfms.split_idx) for o in new.values()]
-    if not all(isinstance(o, torch.Tensor) and o.nbytes<=self.max_bytes for o in made): return False
-    rows = [o.as_subclass(torch.Tensor) for o in made]
-    if self.table is not None: rows = [*self.table, *rows]
-    if len(rows)>self.max_labels or len({(o.shape,o.dtype) for o in rows})>1: return False
-    self.sample = made[0]
-    self.table = torch.stack(rows)
-    for k in new: self.known[k] = len(self.known)
-    return True
+def __getitem__(self:TargetColumn, idxs):
+    "Return the targets of the items `idxs` (an array) as stock collates them"
+    is_known = self.rows is not None and self._remember(idxs[self.rows[idxs]<0])
+    if not is_known: return self.collated([self.tl[i] for i in idxs.tolist()])
+    return retain_types(self.table[self.rows[idxs]], self.sample)
 
 # %% ../nbs/07_batch.ipynb #84308d7c
-_slice_values = 300_000 # in floats, about what a core's own cache holds
-
 def _is_fastais(o, cls):
     "Whether `o` is a `cls` that does what fastai has it do, and no more: `@cls` adds types"
-    return type(o) is cls and o.split_idx is None and all(m.implementation.__module__.startswith('fastai.') for m in cls.encodes.methods)
+    if type(o) is not cls or o.split_idx is not None: return False
+    return all(m.implementation.__module__.startswith('fastai.') for m in cls.encodes.methods)
 
-def _divides(o): return _is_fastais(o, IntToFloatTensor) and isinstance(o.div, (int,float)) and o.div!=0
+def _divides(o):
+    if not _is_fastais(o, IntToFloatTensor): return False
+    return isinstance(o.div, (int,float)) and o.div!=0
 
 def _normalizes(o, x):
     if not _is_fastais(o, Normalize): return False
     shapes = (1,x.shape[1],1,1),(1,1,1,1)
-    return all(isinstance(p, torch.Tensor) and p.dtype==torch.float32 and p.device==x.device and p.shape in shapes for p in (o.mean,o.std))
+    def is_like_x(p): return p.dtype==torch.float32 and p.device==x.device and p.shape in shapes
+    return all(isinstance(p, torch.Tensor) and is_like_x(p) for p in (o.mean,o.std))
 
-def _is_bytes(o): return type(o) in (TensorImage,TensorImageBW) and o.dtype==torch.uint8 and o.device.type=='cpu' and o.ndim==4 and len(o)>0
+def _is_bytes(o):
+    if type(o) not in (TensorImage,TensorImageBW) or o.ndim!=4 or not len(o): return False
+    return o.dtype==torch.uint8 and o.device.type=='cpu'
+
+# %% ../nbs/07_batch.ipynb #8bcfa3f3
+def _arithmetic(x, out, steps):
+    "`x` as floats in `out`, after each of `steps`: (function, what it is called with)"
+    out[:] = x
+    for f,o in steps: f(out, o, out=out)
 
 # %% ../nbs/07_batch.ipynb #4d720ecb
 class FloatPipeline(Pipeline):
@@ -269,31 +312,37 @@ class FloatPipeline(Pipeline):
 
     def __call__(self, b):
         fs = active_tfms(self)
-        if not (fs and _divides(fs[0]) and isinstance(b, tuple) and any(map(_is_bytes, b))): return super().__call__(b)
-        n = 2 if len(fs)>1 and all(_normalizes(fs[1], o) for o in b if _is_bytes(o)) else 1
-        res = [self._floats(o, *fs[:n]) if _is_bytes(o) else self._others(o, fs[:n]) for o in b]
-        return compose_tfms(type(b)(res), fs[n:], split_idx=self.split_idx)
+        images = [o for o in b if _is_bytes(o)] if isinstance(b, tuple) else []
+        if not (images and fs and _divides(fs[0])): return super().__call__(b)
+        both = len(fs)>1 and all(_normalizes(fs[1], o) for o in images)
+        quick,rest = (fs[:2],fs[2:]) if both else (fs[:1],fs[1:])
+        res = [self._floats(o, *quick) if _is_bytes(o) else self._others(o, quick) for o in b]
+        return compose_tfms(type(b)(res), rest, split_idx=self.split_idx)
 
     def _others(self, o, fs):
-        "What `fs` make of an element that is no image of bytes; not asked where it is nothing: a search in vain keeps the whole batch alive in a traceback"
+        "What `fs` make of an element that is no image of bytes"
         if isinstance(o, TensorMask): return fs[0](o)
-        return compose_tfms(o, fs, split_idx=self.split_idx) if isinstance(o, (TensorImage,tuple,list)) else o
+        is_asked = isinstance(o, (TensorImage,tuple,list))  # a search in vain keeps the whole batch alive in a traceback
+        return compose_tfms(o, fs, split_idx=self.split_idx) if is_asked else o
 
-    def _floats(self, x, to_float, normalize=None):
-        "What the two transforms make of `x`, to the last bit"
-        steps = [(np.divide, np.float32(to_float.div))]
-        if normalize is not None: steps += [(np.subtract, normalize.mean.numpy()), (np.divide, normalize.std.numpy())]
-        x_bytes = x.as_subclass(torch.Tensor).numpy()
-        res = self.memory.take(x.shape, np.float32)
-        n = max(1, _slice_values//x[0].numel())
-        with np.errstate(all='ignore'):  # PyTorch divides by 0 in silence
-            for i in range(0, len(x), n): _arithmetic(x_bytes[i:i+n], res[i:i+n], steps)
-        return torch.from_numpy(res).as_subclass(type(x))
+# %% ../nbs/07_batch.ipynb #31ae3ed9
+_slice_values = 300_000 # in floats, about what a core's own cache holds
 
-def _arithmetic(x, out, steps):
-    "`x` as floats in `out`, after each of `steps`: (function, what it is called with)"
-    out[:] = x
-    for f,o in steps: f(out, o, out=out)
+@patch
+def _floats(self:FloatPipeline, x, to_float, normalize=None):
+    "What the two transforms make of `x`, to the last bit"
+    steps = [(np.divide, np.float32(to_float.div))]
+    if normalize is not None:
+        mean,std = normalize.mean.numpy(),normalize.std.numpy()
+        steps += [(np.subtract,mean), (np.divide,std)]
+    x_bytes = x.as_subclass(torch.Tensor).numpy()
+    res = self.memory.take(x.shape, np.float32)
+    n = max(1, _slice_values//x[0].numel())
+    with np.errstate(all='ignore'):  # PyTorch divides by 0 in silence
+        for i in range(0, len(x), n):
+            some = slice(i, i+n)
+            _arithmetic(x_bytes[some], res[some], steps)
+    return torch.from_numpy(res).as_subclass(type(x))
 
 # %% ../nbs/07_batch.ipynb #ff122135
 class WorkerRandom:
@@ -301,12 +350,14 @@ class WorkerRandom:
     def __init__(self,
         n:int, # Workers
     ):
-        with torch.random.fork_rng(devices=[]): seed = torch.empty((), dtype=torch.int64).random_().item()  # as PyTorch will draw it
+        with torch.random.fork_rng(devices=[]):  # as PyTorch will draw it
+            seed = torch.empty((), dtype=torch.int64).random_().item()
         self.states = [random.Random(seed+i).getstate() for i in range(n)]
 
     def run(self, i, f, *args):
         "Call `f` as the worker that makes batch `i` would"
-        state,worker = random.getstate(),i%len(self.states)
+        state = random.getstate()
+        worker = i%len(self.states)
         random.setstate(self.states[worker])
         try: return f(*args)
         finally:

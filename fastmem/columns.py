@@ -7,9 +7,9 @@ Docs: https://fastmem.github.io/fastmem/columns.html.md"""
 # %% auto #0
 __all__ = ['fill_modes', 'stores', 'on_fulls', 'on_errors', 'option_names', 'check_choice', 'check_own', 'Options', 'image_class',
            'is_noop', 'active_tfms', 'tfm_name', 'item_lists', 'makes_own_items', 'makes_images', 'Snapshot',
-           'read_columns', 'wrapped_function', 'settings', 'sources', 'are_same', 'ImageColumn', 'TupleColumn',
-           'find_images', 'leading_resize', 'choose_recipe', 'image_columns', 'parts_of', 'living_cache', 'cache_for',
-           'plan_columns', 'drawn_state', 'random_state_kept']
+           'read_columns', 'sources', 'are_same', 'run_tfms', 'ImageColumn', 'TupleColumn', 'find_images',
+           'leading_resize', 'choose_recipe', 'image_columns', 'parts_of', 'living_cache', 'cache_for', 'plan_columns',
+           'drawn_state', 'random_state_kept']
 
 # %% ../nbs/06_columns.ipynb #170b984d
 import functools, inspect, random
@@ -34,8 +34,10 @@ fill_modes = 'lazy','preload','stream'
 stores = 'auto','resized','decoded','encoded'
 on_fulls = 'partial','stream','raise'
 on_errors = 'raise','skip'
+_choices = dict(mode=fill_modes, store=stores, on_full=on_fulls, on_error=on_errors)
 
 def check_choice(name, value, choices):
+    "Raise a `ValueError` if `value` is none of `choices`"
     if value not in choices: raise ValueError(f"{name}={value!r}: it is one of {', '.join(map(repr,choices))}")
 
 # %% ../nbs/06_columns.ipynb #4da6363c
@@ -46,6 +48,16 @@ def _check_guard(guard):
 def _check_size(size):
     if size is None or (isinstance(size, int) and not isinstance(size, bool) and size>0): return
     raise ValueError(f"size={size!r}: it is the short side that is kept, a whole number of pixels")
+
+def _check_key(key):
+    if key is None or callable(key): return
+    raise TypeError(f"key={key!r}: it is a function from an item to what identifies its image")
+
+# %% ../nbs/06_columns.ipynb #4dfa8def
+def _check_encoded(size, path):
+    text = "store='encoded' keeps files as they are"
+    if size is not None: raise ValueError(f"size={size} is of resized images, and {text}: leave one out")
+    if path is not None: raise ValueError(f"{text}, in memory, and a path keeps pixels on disk: leave one out")
 
 def check_own(
     cache, # An `ImageCache`, or `None`
@@ -62,28 +74,32 @@ class Options:
     "How images are kept: the options of `in_memory`, checked"
     def __init__(self,
         mode:str='lazy', # When to fill: 'lazy' on first use, 'preload' before the first batch, 'stream' never
-        store:str='auto', # What to keep: 'resized', 'decoded', 'encoded' (files as they are), or 'auto' for what the item transforms allow
+        store:str='auto', # What to keep: 'resized', 'decoded', 'encoded' (files as they are), or 'auto' to choose
         size:int=None, # Short side in pixels to keep, instead of what `Resize` needs
         guard:MemoryGuard=None, # Who is asked before bytes are taken; the shared guard if `None`
         cache:ImageCache=None, # A cache to share, of other folds or sizes; a new one if `None`
-        on_full:str='partial', # What does not fit: 'partial' streams the rest, 'stream' streams all, 'raise' raises `MemoryError`
+        on_full:str='partial', # What does not fit: 'partial' streams the rest, 'stream' all, 'raise' is a `MemoryError`
         on_error:str='raise', # A bad file: 'raise' as stock does when a batch reaches it, 'skip' drops the item
         path=None, # Folder to keep the pixels in, for the next run too; in memory if `None`
-        key=None, # Function from an item of the dataset to what identifies its image, where that is not the path of a file
+        key=None, # Function from an item to what identifies its image, where that is not the path of a file
     ):
-        for name,value,choices in (('mode',mode,fill_modes), ('store',store,stores), ('on_full',on_full,on_fulls), ('on_error',on_error,on_errors)):
-            check_choice(name, value, choices)
-        _check_size(size)
-        _check_guard(guard)
-        check_own(cache, guard=guard, path=path)
-        if store=='encoded' and size is not None: raise ValueError(f"size={size} is of resized images, and store='encoded' keeps files as they are: leave one out")
-        if store=='encoded' and path is not None: raise ValueError("store='encoded' keeps files in memory, and a path keeps pixels on disk: leave one out")
-        if not (key is None or callable(key)): raise TypeError(f"key={key!r}: it is a function from an item to what identifies its image")
         store_attr()
+        self._check()
 
-    def changed(self, **changes):
-        "The same options but for `changes`"
-        return Options(**{**vars(self), **changes})
+# %% ../nbs/06_columns.ipynb #21c23cce
+@patch
+def _check(self:Options):
+    for name,choices in _choices.items(): check_choice(name, getattr(self, name), choices)
+    _check_size(self.size)
+    _check_guard(self.guard)
+    _check_key(self.key)
+    check_own(self.cache, guard=self.guard, path=self.path)
+    if self.store=='encoded': _check_encoded(self.size, self.path)
+
+@patch
+def changed(self:Options, **changes)->Options:
+    "Return the same options but for `changes`"
+    return Options(**{**vars(self), **changes})
 
 option_names = [o for o in inspect.signature(Options).parameters]
 
@@ -129,9 +145,11 @@ def item_lists(dataset)->list:
 
 def makes_own_items(dataset)->bool:
     "Tell whether a `__getitem__` that is not fastai's makes the items, so that nothing is known of them"
-    own = [type(o).__getitem__ for o in (*item_lists(dataset), dataset) if isinstance(o, (TfmdLists,Datasets))]
-    return any(o not in (TfmdLists.__getitem__,Datasets.__getitem__) for o in own)
+    makers = [o for o in (*item_lists(dataset), dataset) if isinstance(o, (TfmdLists,Datasets))]
+    stock = TfmdLists.__getitem__,Datasets.__getitem__
+    return any(type(o).__getitem__ not in stock for o in makers)
 
+# %% ../nbs/06_columns.ipynb #03496014
 def makes_images(
     tl:TfmdLists, # An element of the items
 )->bool:
@@ -140,23 +158,32 @@ def makes_images(
     return any(issubclass(o, Image.Image) for o in types if isinstance(o, type))
 
 # %% ../nbs/06_columns.ipynb #de19ae21
-def _as_array(values): return np.fromiter(values, object, len(values)) if isinstance(values, (list,tuple)) else np.array(values)
+def _as_array(values):
+    if not isinstance(values, (list,tuple)): return np.array(values)
+    return np.fromiter(values, object, len(values))
+
+def _table_columns(table, names):
+    def is_read(i, name): return names is None or name in names or i in names
+    return [table.iloc[:,i] for i,name in enumerate(table.columns) if is_read(i, name)]
 
 def _columns_of(items, names=None):
     "The values of `items`, of each column where they are a table"
     if isinstance(items, L): items = items.items
     if isinstance(items, (list,tuple)): return [items]
-    if getattr(items, 'ndim', 1)==2 and hasattr(items, 'iloc'):
-        return [items.iloc[:,i] for i,o in enumerate(items.columns) if names is None or o in names or i in names]
+    if getattr(items, 'ndim', 1)==2 and hasattr(items, 'iloc'): return _table_columns(items, names)
     return [items] if hasattr(items, '__array__') else []
+
+# %% ../nbs/06_columns.ipynb #7eec10f9
+def _is_equal(a, b): return a is b or (type(a) is type(b) is str and a==b)
 
 def _are_equal(a, b):
     if a.dtype!=b.dtype or a.shape!=b.shape: return False
     if a.tobytes()==b.tobytes(): return True  # of objects, these are their addresses
-    return a.dtype==object and all(x is y or (type(x) is type(y) is str and x==y) for x,y in zip(a.flat, b.flat))
+    return a.dtype==object and all(map(_is_equal, a.flat, b.flat))
 
+# %% ../nbs/06_columns.ipynb #fb68d7df
 class Snapshot:
-    "The items of a `TfmdLists` as they were: others that are put in their place are noticed. 8 bytes an item and column"
+    "The items of a `TfmdLists` as they were, to see whether others were put in their place; 8 bytes an item and column"
     def __init__(self,
         tl:TfmdLists,
         names=None, # Of the columns to look at, where items are a table; all if `None`
@@ -173,60 +200,80 @@ class Snapshot:
         now = [_as_array(o) for o in _columns_of(tl.items, self.names)]
         return len(now)==len(self.values) and all(map(_are_equal, now, self.values))
 
-    def holds(self, tl, idxs)->bool:
-        "Tell whether the items `idxs` of a list are the same objects; a table is looked at once an epoch"
-        items = tl.items
-        if items is not self.items: return False
-        if isinstance(items, L): items = items.items
-        if not isinstance(items, list): return True
-        values = self.values[0]
-        return len(items)==len(values) and all(items[i] is values[i] for i in idxs)
+# %% ../nbs/06_columns.ipynb #587cd667
+@patch
+def holds(self:Snapshot, tl, idxs)->bool:
+    "Tell whether the items `idxs` of a list are the same objects; a table is looked at once an epoch"
+    items = tl.items
+    if items is not self.items: return False
+    if isinstance(items, L): items = items.items
+    if not isinstance(items, list): return True
+    values = self.values[0]
+    return len(items)==len(values) and all(items[i] is values[i] for i in idxs)
 
 # %% ../nbs/06_columns.ipynb #ad6b4156
 _readers = ColReader,ItemGetter # getters of fastai's own that read what is at hand
 
 def _reads_row(getters, items):
-    "Whether `getters` read columns of a table that its rows have as named tuples, too; these take a hundredth of the time of `iloc`"
-    if [type(o) for o in getters]!=[ColReader] or not hasattr(items, 'itertuples') or not len(items): return False
+    "Whether `getters` read columns of a table that its rows have as named tuples, too"
+    if [type(o) for o in getters]!=[ColReader]: return False
+    if not hasattr(items, 'itertuples') or not len(items): return False
     fields = getattr(next(items.itertuples(index=False)), '_fields', ())
     return all(isinstance(o, int) or o in fields for o in getters[0].cols)
 
 def read_columns(
     getters:list, # Type transforms
 ): # `None` if they may look at all of a row
-    "Names of the columns of a table that `getters` read"
+    "Return the names of the columns of a table that `getters` read"
     return list(getters[0].cols) if getters and type(getters[0]) is ColReader else None
 
 # %% ../nbs/06_columns.ipynb #a7d8fafe
 def wrapped_function(tfm):
-    "The function that a `Transform` around one calls"
+    "Return the function that a `Transform` around one calls"
     methods = getattr(getattr(tfm, 'encodes', None), 'methods', ())
     if type(tfm) is not Transform or tfm.split_idx is not None or len(methods)!=1: return None
+<<<<<<< /tmp/tmpxtf5s4vr/o
     f = first(methods).implementation
     is_wrapper = getattr(f, '__code__', None) is _wrapper_code  # fasttransform's own, around an object that has no name
     return f.__closure__[0].cell_contents if is_wrapper else f
 
 _wrapper_code = first(Transform(partial(noop)).encodes.methods).implementation.__code__
+=======
+    return first(methods).implementation
+>>>>>>> /tmp/tmpxtf5s4vr/t
 
 def settings(
     tfm, # A transform
 )->list:
     "List what the result of a transform of fastai's own depends on, to be compared by identity"
     if type(tfm) is Resize: return [tfm.size, tfm.method, tfm.pad_mode, tfm.mode, tfm.mode_mask]
-    if type(tfm) in (ColReader,ItemGetter): return list(vars(tfm).values())
+    if type(tfm) in _readers: return list(vars(tfm).values())
     f = wrapped_function(tfm)
-    return [f, *(vars(f).values() if type(f) is RegexLabeller else ()), getattr(tfm, 'vocab', None)]
+    own = list(vars(f).values()) if type(f) is RegexLabeller else []
+    return [f, *own, getattr(tfm, 'vocab', None)]
 
+# %% ../nbs/06_columns.ipynb #5b067a39
 def sources(
     tl:TfmdLists, # One element of the items
 )->list:
     "List what the items of `tl` come from, to be compared by identity"
     fs = list(tl.tfms.fs)
-    return [tl, tl.items, tl.tfms, *fs, *(v for f in fs for v in settings(f))]
+    res = [tl, tl.items, tl.tfms, *fs]
+    for o in fs: res += settings(o)
+    return res
 
 def are_same(a, b)->bool:
     "Tell whether two lists hold the same objects"
     return len(a)==len(b) and all(x is y for x,y in zip(a,b))
+
+# %% ../nbs/06_columns.ipynb #bf35780a
+def run_tfms(
+    tl:TfmdLists, # Whose type transforms these are
+    o, # What they are called with
+    fs:list, # Some of the type transforms
+):
+    "Run `fs` as the pipeline of `tl` runs them"
+    return compose_tfms(o, fs, split_idx=tl.tfms.split_idx)
 
 # %% ../nbs/06_columns.ipynb #4641b7db
 class ImageColumn:
@@ -256,35 +303,44 @@ class ImageColumn:
         "The columns of single images that this one is made of"
         return [self]
 
-    def _opened(self, i): return compose_tfms(self.tl._get(i), self.getters, split_idx=self.tl.tfms.split_idx)
+# %% ../nbs/06_columns.ipynb #3ff460f4
+@patch
+def _opened(self:ImageColumn, i): return run_tfms(self.tl, self.tl._get(i), self.getters)
 
-    def file(self, i):
-        "Return what would be opened for item `i`"
-        res = self._opened(i)
-        if self.part is None: return res
-        return res[self.part] if self.part<len(res) else None
+@patch
+def file(self:ImageColumn, i):
+    "Return what would be opened for item `i`"
+    res = self._opened(i)
+    if self.part is None: return res
+    return res[self.part] if self.part<len(res) else None
 
-    def source(self, i):
-        "Return what would be opened for item `i`, as a cache takes it"
-        return self.file(i) if self.key is None else Keyed(self.file(i))
+@patch
+def source(self:ImageColumn, i):
+    "Return what would be opened for item `i`, as a cache takes it"
+    return self.file(i) if self.key is None else Keyed(self.file(i))
 
-    def files(self)->list:
-        "Return what would be opened for each item"
-        items = self.tl.items
-        if self.part is not None: return [self.file(i) for i in range(len(self))]
-        if not self.getters and isinstance(items, (list,L)): return items.items if isinstance(items, L) else items
-        if _reads_row(self.getters, items): return [self.getters[0](o) for o in items.itertuples(index=False)]
-        return [self.file(i) for i in range(len(self.tl))]
+# %% ../nbs/06_columns.ipynb #2085ef0e
+@patch
+def files(self:ImageColumn)->list:
+    "Return what would be opened for each item"
+    items = self.tl.items
+    if isinstance(items, L): items = items.items
+    if self.part is None and not self.getters and isinstance(items, list): return items
+    if self.part is None and _reads_row(self.getters, items):
+        return [self.getters[0](o) for o in items.itertuples(index=False)]
+    return [self.file(i) for i in range(len(self))]
 
 # %% ../nbs/06_columns.ipynb #aa26afbe
 @patch
 def keys_at(self:ImageColumn, idxs)->list:
     "Return what identifies the images of the items `idxs`"
     if self.key is None: return [self.file(i) for i in idxs]
-    return [(self.number, self.part or 0, self.key(self.tl._get(i))) for i in idxs]
+    keys = [self.key(self.tl._get(i)) for i in idxs]
+    return [(self.number, self.part or 0, o) for o in keys]
 
 @patch
 def keys(self:ImageColumn)->list:
+<<<<<<< /tmp/tmpuad4q9y6/o
     "Return what identifies the image of each item"
     if self.key is None and self.has_keys(): return self.files()
     return self.keys_at(range(len(self))) if self.key is not None else []
@@ -306,8 +362,31 @@ def is_steady(self:ImageColumn, n=8)->bool:
     if not self.has_keys(): return True  # nothing is named
     some = evenly(len(self), n)
     return all(a==b for a,b in zip(self.keys_at(some), self.keys_at(some)))
+=======
+    "Return what identifies the image of each item; none if nothing does"
+    if self.key is not None: return self.keys_at(range(len(self)))
+    return self.files() if self.has_keys() else []
+>>>>>>> /tmp/tmpuad4q9y6/t
+
+# %% ../nbs/06_columns.ipynb #24f7d7a0
+@patch
+def has_keys(self:ImageColumn, n=8)->bool:
+    "Tell whether images are named by paths, or are bytes that are at hand, rather than made for each call"
+    if self.key is not None: return True
+    at_hand = all(type(o) in _readers for o in self.getters)
+    def is_named(o): return is_path(o) or (at_hand and isinstance(o, bytes))
+    return all(map(is_named, self.keys_at(evenly(len(self), n))))
+
+@patch
+def is_steady(self:ImageColumn, n=8)->bool:
+    "Tell whether items name the same image when they are asked twice"
+    if not self.has_keys(): return True  # nothing is named
+    some = evenly(len(self), n)
+    return all(a==b for a,b in zip(self.keys_at(some), self.keys_at(some)))
 
 # %% ../nbs/06_columns.ipynb #4fe9ab02
+_look_s = 2. # on a slow drive, some files are left to `DataLoaders.refresh`
+
 @patch
 def place(self:ImageColumn,
     cache:ImageCache, # Where the pixels are
@@ -321,6 +400,7 @@ def place(self:ImageColumn,
     self.slots = cache.find(keys, self.recipe)
     if self.key is None: cache.forget_changed(self.slots, keys.__getitem__, _look_s)
     if adds: self.slots = cache.add(keys, self.recipe)
+<<<<<<< /tmp/tmpcj2300sw/o
 
 _look_s = 2. # for files that have changed, when a loader is made: on a slow drive some are left to `DataLoaders.refresh`
 
@@ -345,23 +425,44 @@ def _finds(self:ImageColumn, cache, idxs):
 def shows_same(self:ImageColumn, o)->bool:
     "Tell whether the images of `o` come from the same objects, and are kept in the same way"
     return (self.recipe,self.key)==(o.recipe,o.key) and are_same(self.sources, o.sources)
+=======
+>>>>>>> /tmp/tmpcj2300sw/t
+
+# %% ../nbs/06_columns.ipynb #ae7b3853
+@patch
+def is_placed(self:ImageColumn, cache, n=8)->bool:
+    "Tell whether the slots still are those of the items, looking at a few"
+    if not self.snapshot.matches(self.tl): return False
+    some = [i for i in evenly(len(self), n) if self.slots[i]>=0]
+    if not some: return True
+    return np.array_equal(cache.find(self.keys_at(some), self.recipe), self.slots[some])
+
+@patch
+def shows_same(self:ImageColumn, o)->bool:
+    "Tell whether the images of `o` come from the same objects, and are kept in the same way"
+    is_kept_alike = (self.recipe,self.key)==(o.recipe,o.key)
+    return is_kept_alike and are_same(self.sources, o.sources)
 
 # %% ../nbs/06_columns.ipynb #f6b7aa22
 @patch
 def item(self:ImageColumn, i, cache, keep, pct=None):
     "Return element `number` of item `i` as the dataset would, read through `cache`"
-    im = cache.read(int(self.slots[i]), lambda: self.source(i), self.recipe, pct, keep, self.is_seen)
-    return compose_tfms(im, self.after, split_idx=self.tl.tfms.split_idx)
+    slot = int(self.slots[i])
+    im = cache.read(slot, lambda: self.source(i), self.recipe, pct, keep, self.is_seen)
+    return run_tfms(self.tl, im, self.after)
 
 # %% ../nbs/06_columns.ipynb #c43a85b8
-def _shows(a, b): return type(a) is type(b) and a.mode==b.mode and np.array_equal(np.asarray(a), np.asarray(b))
+def _is_same_image(a, b):
+    if type(a) is not type(b) or a.mode!=b.mode: return False
+    return np.array_equal(np.asarray(a), np.asarray(b))
 
 @functools.lru_cache(maxsize=64)
 def _class_of_parts(create, paths):
-    "The image class by which `create`, of a tuple type, opens each of `paths`; `None` if it does more, or less, than that"
+    "The image class by which `create`, of a tuple type, opens each of `paths`; `None` if it does anything else"
     made = create(list(paths))
     if len(made)!=len(paths) or not all(isinstance(o, PILBase) for o in made): return None
     cls = type(made[0])
+<<<<<<< /tmp/tmpmfy_xg98/o
     return cls if all(_shows(o, cls.create(path)) for o,path in zip(made, paths)) else None
 
 class TupleColumn(ImageColumn):
@@ -393,6 +494,42 @@ class TupleColumn(ImageColumn):
         if len(paths)!=len(slots): return compose_tfms(paths, self.tl.tfms.fs[self.opener:], split_idx=self.tl.tfms.split_idx)
         images = [cache.read(slot, path, self.recipe, keep=keep) for slot,path in zip(slots, paths)]
         return compose_tfms(self.cls(images), self.after, split_idx=self.tl.tfms.split_idx)
+=======
+    return cls if all(_is_same_image(o, cls.create(path)) for o,path in zip(made, paths)) else None
+>>>>>>> /tmp/tmpmfy_xg98/t
+
+# %% ../nbs/06_columns.ipynb #f101b438
+class TupleColumn(ImageColumn):
+    "One element of the items that is a tuple of images, each of which is opened from its own path"
+    def __init__(self, number, tl, opener, cls, key=None):
+        super().__init__(number, tl, opener, None, key)
+        self.cls,self._parts = cls,[]
+        paths = tuple(self._opened(0)) if len(tl) else ()
+        part_cls = _class_of_parts(cls.create, paths) if paths and all(map(is_path, paths)) else None
+        if part_cls is None: return
+        self.recipe = Recipe(part_cls)
+        self._parts = [ImageColumn(number, tl, opener, self.recipe, key, part=i) for i,_ in enumerate(paths)]
+
+    @property
+    def parts(self): return self._parts
+    def file(self, i): return self._opened(i)
+    def has_keys(self, n=8): return bool(self.parts) and all(o.has_keys(n) for o in self.parts)
+    def keys_at(self, idxs): return [k for o in self.parts for k in o.keys_at(idxs)]
+    def is_placed(self, cache, n=8): return all(o.is_placed(cache, n) for o in self.parts)
+
+    def place(self, cache, adds=True, like=()):
+        "Give the images their slots"
+        for o in self.parts: o.place(cache, adds, like)
+        self.snapshot = first(o.snapshot for o in self.parts)
+
+# %% ../nbs/06_columns.ipynb #d952dde7
+@patch
+def item(self:TupleColumn, i, cache, keep, pct=None):
+    "Return the tuple that item `i` has"
+    paths = self._opened(i)
+    if len(paths)!=len(self.parts): return run_tfms(self.tl, paths, self.tl.tfms.fs[self.opener:])
+    images = [cache.read(int(o.slots[i]), path, self.recipe, keep=keep) for o,path in zip(self.parts, paths)]
+    return run_tfms(self.tl, self.cls(images), self.after)
 
 # %% ../nbs/06_columns.ipynb #fa8cee84
 def find_images(
@@ -400,9 +537,12 @@ def find_images(
 )->list: # (number in the item, `TfmdLists`, number of the opening transform, image class)
     "Find the elements of the items that are images"
     if makes_own_items(dataset): return []
-    tls = enumerate(item_lists(dataset))
-    found = [(i,tl,j,_creator(f)) for i,tl in tls for j,f in enumerate(tl.tfms.fs)]
-    return [o for o in found if o[3] is not None and issubclass(o[3], (PILBase,tuple))]
+    res = []
+    for i,tl in enumerate(item_lists(dataset)):
+        for j,tfm in enumerate(tl.tfms.fs):
+            cls = _creator(tfm)
+            if cls is not None and issubclass(cls, (PILBase,tuple)): res.append((i,tl,j,cls))
+    return res
 
 # %% ../nbs/06_columns.ipynb #8734656f
 def leading_resize(
@@ -413,31 +553,13 @@ def leading_resize(
     if type(tfm) is not Resize or tfm.split_idx is not None: return None  # it may be there for one part alone
     return None if 'before_call' in vars(tfm) else tfm
 
+# %% ../nbs/06_columns.ipynb #79f70fda
 def _in_pixels(dataset):
     "The types of targets that are measured in pixels of the original"
     types = [o for tl in item_lists(dataset) for o in L(getattr(tl, 'types', None))]
     return [o for o in types if isinstance(o, type) and issubclass(o, TensorPoint)]
 
 # %% ../nbs/06_columns.ipynb #d1ebf24d
-def choose_recipe(
-    dl, # Of fastai
-    cls:type, # Image class
-    options:Options,
-    after:list=(), # Type transforms that run on the image once it is opened
-)->Recipe:
-    "Choose how the images of `dl` are kept"
-    store,size = options.store,options.size
-    if store=='encoded': return _encoded_recipe(cls)
-    resize,pixels = leading_resize(dl.after_item),_in_pixels(dl.dataset)
-    is_whole = store=='decoded' or (store=='auto' and size is None and (resize is None or pixels))
-    if is_whole or (store=='auto' and (after or open_mode(cls) not in pixel_modes)): return Recipe(cls)
-    if pixels: raise ValueError(f"{pixels[0].__name__} targets are measured in pixels of the original image: use store='decoded', without `size`")
-    if size is not None: return _short_recipe(cls, size)
-    if after: raise ValueError(f"{after[0].name} runs on the whole image before `Resize` does: use store='decoded'")
-    if resize is not None: return resize_recipe(cls, resize)
-    raise ValueError("store='resized' needs a `Resize` as the first of item_tfms, or a `size` for the short side: "
-                     f"item_tfms are {[tfm_name(o) for o in active_tfms(dl.after_item)]}")
-
 def _short_recipe(cls, size):
     resample = NEAREST if issubclass(cls, PILMask) else BILINEAR
     return Recipe(cls, 'short', (size,size), resample=int(resample))
@@ -446,18 +568,41 @@ def _encoded_recipe(cls):
     if opens_as_stock(cls): return Recipe(cls, store='encoded')
     raise ValueError(f"{cls.__name__} has a `create` of its own, which may need a file: use store='decoded'")
 
+# %% ../nbs/06_columns.ipynb #5f1a657d
+def choose_recipe(
+    dl, # Of fastai
+    cls:type, # Image class
+    options:Options,
+    after:list=(), # Type transforms that run on the image once it is opened
+)->Recipe:
+    "Choose how the images of `dl` are kept; raises `ValueError` where `options` ask for what can't be had"
+    store,size = options.store,options.size
+    if store=='encoded': return _encoded_recipe(cls)
+    resize,pixels = leading_resize(dl.after_item),_in_pixels(dl.dataset)
+    is_whole = store=='decoded' or (store=='auto' and size is None and (resize is None or pixels))
+    if is_whole or (store=='auto' and (after or open_mode(cls) not in pixel_modes)): return Recipe(cls)
+    if pixels: raise ValueError(f"{pixels[0].__name__} targets are measured in pixels of the original image: "
+                                "use store='decoded', without `size`")
+    if size is not None: return _short_recipe(cls, size)
+    if after: raise ValueError(f"{after[0].name} runs on the whole image before `Resize` does: use store='decoded'")
+    if resize is not None: return resize_recipe(cls, resize)
+    raise ValueError("store='resized' needs a `Resize` as the first of item_tfms, or a `size` for the short side: "
+                     f"item_tfms are {[tfm_name(o) for o in active_tfms(dl.after_item)]}")
+
 # %% ../nbs/06_columns.ipynb #018e95d9
 def image_columns(
     dl, # Any loader of fastai
     options:Options=None, # How its images would be kept
 )->dict: # {element: `ImageColumn`}
     "Find the images of `dl` as they are kept, or would be"
-    options,res = options or getattr(dl, 'options', None) or Options(),{}
+    options = options or getattr(dl, 'options', None) or Options()
+    res = {}
     for i,tl,opener,cls in find_images(dl.dataset):
         after = [o for o in tl.tfms.fs[opener+1:] if not is_noop(o)]
         if issubclass(cls, tuple): res[i] = TupleColumn(i, tl, opener, cls, options.key)
         else: res[i] = ImageColumn(i, tl, opener, choose_recipe(dl, cls, options, after), options.key)
     return {i: o for i,o in res.items() if o.recipe is not None}
+
 def parts_of(columns)->list:
     "List the columns of single images that `columns` are made of"
     return [p for o in columns for p in o.parts]
@@ -472,19 +617,21 @@ def _n_warm(cache, columns, n=64):
         n_warm += int(cache.ready(slots).sum())
     return n_warm
 
+# %% ../nbs/06_columns.ipynb #1e0087b5
 def living_cache(
     columns:list, # `ImageColumn`s
     options:Options,
 )->ImageCache: # `None` if there is none
     "Find the warmest cache in use that has a slot for most images of `columns`"
     guard,folder = ifnone(options.guard, shared_guard()),cache_folder(options.path)
-    caches = [o for o in list(shared_guard().caches) if o.path==folder and guard.same(o.memory_guard) and o.is_there]
-    warmth = {o: _n_warm(o, columns) for o in caches}
+    def is_alike(o): return o.path==folder and guard.same(o.memory_guard) and o.is_there
+    warmth = {o: _n_warm(o, columns) for o in list(shared_guard().caches) if is_alike(o)}
     res = max(warmth, key=warmth.get, default=None)
     if not warmth.get(res): return None
     res.resume()
     return res
 
+# %% ../nbs/06_columns.ipynb #fb5002e4
 def cache_for(
     columns:list, # `ImageColumn`s of all loaders that will share it
     options:Options,
@@ -492,10 +639,16 @@ def cache_for(
     "Choose the cache that `columns` are read through: the one given, one in use that has the images, or a new one"
     if options.cache is not None: return options.cache
     columns = list(columns)
-    if not columns or not all(len(o)==0 or o.has_keys() for o in columns): return ImageCache(options.guard, options.path)
-    return living_cache(columns, options) or ImageCache(options.guard, options.path)
+    can_be_found = all(len(o)==0 or o.has_keys() for o in columns)
+    found = living_cache(columns, options) if columns and can_be_found else None
+    return found or ImageCache(options.guard, options.path)
 
 # %% ../nbs/06_columns.ipynb #11ecc9f1
+def _some_files(columns, n):
+    n_each = max(1, n//len(columns))
+    some = [o.file(i) for o in columns for i in evenly(len(o), n_each)]
+    return [o for o in some if is_path(o)]
+
 def plan_columns(
     columns:list, # `ImageColumn`s
     guard:MemoryGuard, # Who is asked for a budget
@@ -504,20 +657,19 @@ def plan_columns(
     n:int=256, # Files to look at, of those that are kept alike
 )->dict: # {recipe: `MemoryPlan`}
     "Plan what keeping the images of `columns` would take, from some of them"
-    res = {}
-    columns = parts_of(columns)
-    for recipe in dict.fromkeys(o.recipe for o in columns):
-        alike = [o for o in columns if o.recipe==recipe]
-        some = [o.file(i) for o in alike for i in evenly(len(o), max(1, n//len(alike)))]
-        files = [o for o in some if is_path(o)]
-        if not files: continue
-        res[recipe] = probe(files, recipe=recipe, guard=guard, n_timed=n_timed, held_bytes=held_bytes, n_items=sum(map(len, alike)))
+    res,parts,kwargs = {},parts_of(columns),dict(guard=guard, n_timed=n_timed, held_bytes=held_bytes)
+    for recipe in dict.fromkeys(o.recipe for o in parts):
+        alike = [o for o in parts if o.recipe==recipe]
+        files = _some_files(alike, n)
+        if files: res[recipe] = probe(files, recipe=recipe, n_items=sum(map(len, alike)), **kwargs)
     return res
 
 # %% ../nbs/06_columns.ipynb #71f19ccc
 def drawn_state()->tuple:
     "Return what the random numbers of Python, NumPy and PyTorch's CPU depend on, to be compared"
-    return random.getstate(),np.random.get_state()[1].tobytes(),torch.get_rng_state().numpy().tobytes()
+    numpy = np.random.get_state()[1].tobytes()
+    pytorch = torch.get_rng_state().numpy().tobytes()
+    return random.getstate(),numpy,pytorch
 
 @contextmanager
 def random_state_kept():
@@ -525,4 +677,6 @@ def random_state_kept():
     python,numpy = random.getstate(),np.random.get_state()
     with torch.random.fork_rng(devices=[]):  # CUDA may not be asked in a worker
         try: yield
-        finally: random.setstate(python); np.random.set_state(numpy)
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
