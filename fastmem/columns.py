@@ -7,9 +7,9 @@ Docs: https://fastmem.github.io/fastmem/columns.html.md"""
 # %% auto #0
 __all__ = ['fill_modes', 'stores', 'on_fulls', 'on_errors', 'option_names', 'check_choice', 'check_own', 'Options', 'image_class',
            'is_noop', 'active_tfms', 'tfm_name', 'item_lists', 'makes_own_items', 'makes_images', 'Snapshot',
-           'read_columns', 'sources', 'are_same', 'run_tfms', 'ImageColumn', 'TupleColumn', 'find_images',
-           'leading_resize', 'choose_recipe', 'image_columns', 'parts_of', 'living_cache', 'cache_for', 'plan_columns',
-           'drawn_state', 'random_state_kept']
+           'read_columns', 'wrapped_function', 'settings', 'sources', 'are_same', 'run_tfms', 'ImageColumn',
+           'TupleColumn', 'find_images', 'leading_resize', 'choose_recipe', 'image_columns', 'parts_of', 'living_cache',
+           'cache_for', 'plan_columns', 'drawn_state', 'random_state_kept']
 
 # %% ../nbs/06_columns.ipynb #170b984d
 import functools, inspect, random
@@ -232,15 +232,11 @@ def wrapped_function(tfm):
     "Return the function that a `Transform` around one calls"
     methods = getattr(getattr(tfm, 'encodes', None), 'methods', ())
     if type(tfm) is not Transform or tfm.split_idx is not None or len(methods)!=1: return None
-<<<<<<< /tmp/tmpxtf5s4vr/o
     f = first(methods).implementation
     is_wrapper = getattr(f, '__code__', None) is _wrapper_code  # fasttransform's own, around an object that has no name
     return f.__closure__[0].cell_contents if is_wrapper else f
 
 _wrapper_code = first(Transform(partial(noop)).encodes.methods).implementation.__code__
-=======
-    return first(methods).implementation
->>>>>>> /tmp/tmpxtf5s4vr/t
 
 def settings(
     tfm, # A transform
@@ -340,11 +336,11 @@ def keys_at(self:ImageColumn, idxs)->list:
 
 @patch
 def keys(self:ImageColumn)->list:
-<<<<<<< /tmp/tmpuad4q9y6/o
-    "Return what identifies the image of each item"
-    if self.key is None and self.has_keys(): return self.files()
-    return self.keys_at(range(len(self))) if self.key is not None else []
+    "Return what identifies the image of each item; none if nothing does"
+    if self.key is not None: return self.keys_at(range(len(self)))
+    return self.files() if self.has_keys() else []
 
+# %% ../nbs/06_columns.ipynb #24f7d7a0
 @patch
 def is_at_hand(self:ImageColumn)->bool:
     "Tell whether no code of the user's says what is opened, so that a `Snapshot` of the items does"
@@ -354,26 +350,7 @@ def is_at_hand(self:ImageColumn)->bool:
 def has_keys(self:ImageColumn, n=8)->bool:
     "Tell whether images are named by paths, or are bytes that are at hand, rather than made for each call"
     if self.key is not None: return True
-    return all(is_path(o) or (self.is_at_hand() and isinstance(o, bytes)) for o in self.keys_at(evenly(len(self), n)))
-
-@patch
-def is_steady(self:ImageColumn, n=8)->bool:
-    "Tell whether items name the same image when they are asked twice"
-    if not self.has_keys(): return True  # nothing is named
-    some = evenly(len(self), n)
-    return all(a==b for a,b in zip(self.keys_at(some), self.keys_at(some)))
-=======
-    "Return what identifies the image of each item; none if nothing does"
-    if self.key is not None: return self.keys_at(range(len(self)))
-    return self.files() if self.has_keys() else []
->>>>>>> /tmp/tmpuad4q9y6/t
-
-# %% ../nbs/06_columns.ipynb #24f7d7a0
-@patch
-def has_keys(self:ImageColumn, n=8)->bool:
-    "Tell whether images are named by paths, or are bytes that are at hand, rather than made for each call"
-    if self.key is not None: return True
-    at_hand = all(type(o) in _readers for o in self.getters)
+    at_hand = self.is_at_hand()
     def is_named(o): return is_path(o) or (at_hand and isinstance(o, bytes))
     return all(map(is_named, self.keys_at(evenly(len(self), n))))
 
@@ -400,42 +377,26 @@ def place(self:ImageColumn,
     self.slots = cache.find(keys, self.recipe)
     if self.key is None: cache.forget_changed(self.slots, keys.__getitem__, _look_s)
     if adds: self.slots = cache.add(keys, self.recipe)
-<<<<<<< /tmp/tmpcj2300sw/o
 
-_look_s = 2. # for files that have changed, when a loader is made: on a slow drive some are left to `DataLoaders.refresh`
-
-@patch
-def is_placed(self:ImageColumn, cache, n=8)->bool:
-    "Tell whether the slots still are those of the items, looking at a few"
-    return not self.is_stale and self.snapshot.matches(self.tl) and self._finds(cache, evenly(len(self), n))
-
-@patch
-def holds(self:ImageColumn, cache, idxs)->bool:
-    "Tell whether the slots of the items `idxs` still are theirs; a getter of the user's is asked, as stock asks it"
-    is_held = self.snapshot.holds(self.tl, idxs) and (self.is_at_hand() or self.key is not None or self._finds(cache, idxs))
-    self.is_stale = self.is_stale or not is_held
-    return is_held
-
+# %% ../nbs/06_columns.ipynb #ae7b3853
 @patch
 def _finds(self:ImageColumn, cache, idxs):
     some = [i for i in idxs if self.slots[i]>=0]
     return not some or np.array_equal(cache.find(self.keys_at(some), self.recipe), self.slots[some])
 
 @patch
-def shows_same(self:ImageColumn, o)->bool:
-    "Tell whether the images of `o` come from the same objects, and are kept in the same way"
-    return (self.recipe,self.key)==(o.recipe,o.key) and are_same(self.sources, o.sources)
-=======
->>>>>>> /tmp/tmpcj2300sw/t
-
-# %% ../nbs/06_columns.ipynb #ae7b3853
-@patch
 def is_placed(self:ImageColumn, cache, n=8)->bool:
     "Tell whether the slots still are those of the items, looking at a few"
-    if not self.snapshot.matches(self.tl): return False
-    some = [i for i in evenly(len(self), n) if self.slots[i]>=0]
-    if not some: return True
-    return np.array_equal(cache.find(self.keys_at(some), self.recipe), self.slots[some])
+    if self.is_stale or not self.snapshot.matches(self.tl): return False
+    return self._finds(cache, evenly(len(self), n))
+
+@patch
+def holds(self:ImageColumn, cache, idxs)->bool:
+    "Tell whether the slots of the items `idxs` still are theirs; a getter of the user's is asked, as stock asks it"
+    is_held = self.snapshot.holds(self.tl, idxs)
+    if is_held and self.key is None and not self.is_at_hand(): is_held = self._finds(cache, idxs)
+    self.is_stale = self.is_stale or not is_held
+    return is_held
 
 @patch
 def shows_same(self:ImageColumn, o)->bool:
@@ -462,41 +423,7 @@ def _class_of_parts(create, paths):
     made = create(list(paths))
     if len(made)!=len(paths) or not all(isinstance(o, PILBase) for o in made): return None
     cls = type(made[0])
-<<<<<<< /tmp/tmpmfy_xg98/o
-    return cls if all(_shows(o, cls.create(path)) for o,path in zip(made, paths)) else None
-
-class TupleColumn(ImageColumn):
-    "One element of the items that is a tuple of images, each of which is opened from its own path"
-    def __init__(self, number, tl, opener, cls, key=None):
-        super().__init__(number, tl, opener, None, key)
-        self.cls,paths = cls,tuple(self._opened(0)) if len(tl) else ()
-        part_cls = _class_of_parts(cls.create, paths) if paths and all(map(is_path, paths)) else None
-        self.recipe = Recipe(ifnone(part_cls, cls)) if part_cls else None
-        self._parts = [ImageColumn(number, tl, opener, self.recipe, key, part=i) for i in range(len(paths))] if part_cls else []
-
-    @property
-    def parts(self): return self._parts
-    def file(self, i): return self._opened(i)
-    def has_keys(self, n=8): return len(self.parts)>0 and all(o.has_keys(n) for o in self.parts)
-    def keys_at(self, idxs): return [k for o in self.parts for k in o.keys_at(idxs)]
-    def is_placed(self, cache, n=8): return all(o.is_placed(cache, n) for o in self.parts)
-    def holds(self, cache, idxs): return all(o.holds(cache, idxs) for o in self.parts)
-
-    def place(self, cache, adds=True, like=()):
-        "Give the images their slots"
-        for o in self.parts: o.place(cache, adds, like)
-        self.snapshot = first(o.snapshot for o in self.parts)
-
-    def item(self, i, cache, keep, pct=None):
-        "Return the tuple that item `i` has"
-        slots = [int(o.slots[i]) for o in self.parts]
-        paths = self._opened(i)
-        if len(paths)!=len(slots): return compose_tfms(paths, self.tl.tfms.fs[self.opener:], split_idx=self.tl.tfms.split_idx)
-        images = [cache.read(slot, path, self.recipe, keep=keep) for slot,path in zip(slots, paths)]
-        return compose_tfms(self.cls(images), self.after, split_idx=self.tl.tfms.split_idx)
-=======
     return cls if all(_is_same_image(o, cls.create(path)) for o,path in zip(made, paths)) else None
->>>>>>> /tmp/tmpmfy_xg98/t
 
 # %% ../nbs/06_columns.ipynb #f101b438
 class TupleColumn(ImageColumn):
@@ -516,6 +443,8 @@ class TupleColumn(ImageColumn):
     def has_keys(self, n=8): return bool(self.parts) and all(o.has_keys(n) for o in self.parts)
     def keys_at(self, idxs): return [k for o in self.parts for k in o.keys_at(idxs)]
     def is_placed(self, cache, n=8): return all(o.is_placed(cache, n) for o in self.parts)
+
+    def holds(self, cache, idxs): return all(o.holds(cache, idxs) for o in self.parts)
 
     def place(self, cache, adds=True, like=()):
         "Give the images their slots"

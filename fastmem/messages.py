@@ -59,27 +59,6 @@ def _encoded_hint(plan):
     files = plan.stores.get('encoded')
     if files is None or not files.fits or plan.store=='encoded': return ''
     return f" store='encoded' would keep all files as they are, {human_bytes(files.total_bytes)}."
-<<<<<<< /tmp/tmp5rjgu6no/o
-
-def apply_plan(
-    cache:ImageCache, # With all files of its loaders added
-    mode:str, # 'lazy', 'preload' or 'stream'
-    on_full:str, # 'partial', 'stream' or 'raise'
-    nouns:Nouns=Nouns(),
-):
-    "Plan once for what `cache` was told of, and do what `on_full` says if it does not fit; raises `MemoryError` for 'raise'"
-    if cache.verdict is not None or mode=='stream': return
-    plan = cache.plan()
-    cache.decide('keep' if plan.fits else on_full)
-    if plan.fits: return
-    need = f'{plan.n_items:,} {nouns.things} need {human_bytes(plan.total_bytes)} {plan.store}, {plan.reason.split(",")[0]}'
-    if on_full=='raise':
-        cache.decide(None)
-        raise MemoryError(f"{need}: use on_full='partial' to keep what fits, {nouns.way_out}, or a larger limit")
-    kept = 'all are' if on_full=='stream' else f'about {plan.cached_frac:.0%} are kept, the rest is'
-    cache.tell_once('plan', f'{need}: {kept} read from {nouns.origin}. Use {nouns.way_out}, or free memory.{_encoded_hint(plan)}')
-=======
->>>>>>> /tmp/tmp5rjgu6no/t
 
 # %% ../nbs/08_messages.ipynb #5cf656db
 def apply_plan(
