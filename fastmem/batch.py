@@ -26,6 +26,7 @@ from fasttransform import Pipeline, compose_tfms
 from fastcore.all import *
 
 from .recipe import *
+from .batch_memory import *
 from .cache import *
 from .columns import *
 

@@ -6,10 +6,10 @@ Docs: https://fastmem.github.io/fastmem/columns.html.md"""
 
 # %% auto #0
 __all__ = ['fill_modes', 'stores', 'on_fulls', 'on_errors', 'option_names', 'check_choice', 'check_own', 'Options', 'image_class',
-           'is_noop', 'active_tfms', 'tfm_name', 'item_lists', 'makes_own_items', 'makes_images', 'Snapshot',
-           'read_columns', 'wrapped_function', 'settings', 'sources', 'are_same', 'run_tfms', 'ImageColumn',
-           'TupleColumn', 'find_images', 'leading_resize', 'choose_recipe', 'image_columns', 'parts_of', 'living_cache',
-           'cache_for', 'plan_columns', 'drawn_state', 'random_state_kept']
+           'is_noop', 'active_tfms', 'tfm_name', 'item_lists', 'makes_own_items', 'makes_images', 'find_images',
+           'Snapshot', 'read_columns', 'wrapped_function', 'settings', 'sources', 'are_same', 'run_tfms', 'ImageColumn',
+           'TupleColumn', 'leading_resize', 'choose_recipe', 'image_columns', 'parts_of', 'living_cache', 'cache_for',
+           'plan_columns', 'drawn_state', 'random_state_kept']
 
 # %% ../nbs/06_columns.ipynb #170b984d
 import functools, inspect, random
@@ -104,10 +104,13 @@ def changed(self:Options, **changes)->Options:
 option_names = [o for o in inspect.signature(Options).parameters]
 
 # %% ../nbs/06_columns.ipynb #42ff8796
-def _methods(tfm): return [o.implementation for o in getattr(getattr(tfm, 'encodes', None), 'methods', ())]
+def _methods(tfm):
+    "The functions that a transform calls, one a type"
+    methods = getattr(getattr(tfm, 'encodes', None), 'methods', ())
+    return [o.implementation for o in methods]
 
 def _creator(tfm):
-    "The class whose `create` is `tfm`; a transform holds the `create` of when it was made, which may have been replaced since"
+    "The class whose `create` is `tfm`, which holds that of when it was made: it may have been replaced since"
     for f in _methods(tfm):
         cls = getattr(f, '__self__', None)
         create = getattr(cls, 'create', None)  # that of a mask is a transform
@@ -156,6 +159,19 @@ def makes_images(
     "Tell whether its last type transform gives images, from whatever"
     types = L(getattr(tl, 'types', None))[-1:]
     return any(issubclass(o, Image.Image) for o in types if isinstance(o, type))
+
+# %% ../nbs/06_columns.ipynb #fa8cee84
+def find_images(
+    dataset, # Of fastai
+)->list: # (number in the item, `TfmdLists`, number of the opening transform, image class)
+    "Find the elements of the items that are images"
+    if makes_own_items(dataset): return []
+    res = []
+    for i,tl in enumerate(item_lists(dataset)):
+        for j,tfm in enumerate(tl.tfms.fs):
+            cls = _creator(tfm)
+            if cls is not None and issubclass(cls, (PILBase,tuple)): res.append((i,tl,j,cls))
+    return res
 
 # %% ../nbs/06_columns.ipynb #de19ae21
 def _as_array(values):
@@ -230,13 +246,12 @@ def read_columns(
 # %% ../nbs/06_columns.ipynb #a7d8fafe
 def wrapped_function(tfm):
     "Return the function that a `Transform` around one calls"
-    methods = getattr(getattr(tfm, 'encodes', None), 'methods', ())
-    if type(tfm) is not Transform or tfm.split_idx is not None or len(methods)!=1: return None
-    f = first(methods).implementation
-    is_wrapper = getattr(f, '__code__', None) is _wrapper_code  # fasttransform's own, around an object that has no name
-    return f.__closure__[0].cell_contents if is_wrapper else f
+    fs = _methods(tfm)
+    if type(tfm) is not Transform or tfm.split_idx is not None or len(fs)!=1: return None
+    is_wrapper = getattr(fs[0], '__code__', None) is _wrapper_code  # around an object that has no name
+    return fs[0].__closure__[0].cell_contents if is_wrapper else fs[0]
 
-_wrapper_code = first(Transform(partial(noop)).encodes.methods).implementation.__code__
+_wrapper_code = first(_methods(Transform(partial(noop)))).__code__ # of fasttransform
 
 def settings(
     tfm, # A transform
@@ -340,7 +355,7 @@ def keys(self:ImageColumn)->list:
     if self.key is not None: return self.keys_at(range(len(self)))
     return self.files() if self.has_keys() else []
 
-# %% ../nbs/06_columns.ipynb #24f7d7a0
+# %% ../nbs/06_columns.ipynb #11449d68
 @patch
 def is_at_hand(self:ImageColumn)->bool:
     "Tell whether no code of the user's says what is opened, so that a `Snapshot` of the items does"
@@ -378,12 +393,7 @@ def place(self:ImageColumn,
     if self.key is None: cache.forget_changed(self.slots, keys.__getitem__, _look_s)
     if adds: self.slots = cache.add(keys, self.recipe)
 
-# %% ../nbs/06_columns.ipynb #ae7b3853
-@patch
-def _finds(self:ImageColumn, cache, idxs):
-    some = [i for i in idxs if self.slots[i]>=0]
-    return not some or np.array_equal(cache.find(self.keys_at(some), self.recipe), self.slots[some])
-
+# %% ../nbs/06_columns.ipynb #56e59fb2
 @patch
 def is_placed(self:ImageColumn, cache, n=8)->bool:
     "Tell whether the slots still are those of the items, looking at a few"
@@ -394,10 +404,17 @@ def is_placed(self:ImageColumn, cache, n=8)->bool:
 def holds(self:ImageColumn, cache, idxs)->bool:
     "Tell whether the slots of the items `idxs` still are theirs; a getter of the user's is asked, as stock asks it"
     is_held = self.snapshot.holds(self.tl, idxs)
-    if is_held and self.key is None and not self.is_at_hand(): is_held = self._finds(cache, idxs)
+    is_said = self.is_at_hand() or self.key is not None  # by the items alone
+    if is_held and not is_said: is_held = self._finds(cache, idxs)
     self.is_stale = self.is_stale or not is_held
     return is_held
 
+@patch
+def _finds(self:ImageColumn, cache, idxs):
+    some = [i for i in idxs if self.slots[i]>=0]
+    return not some or np.array_equal(cache.find(self.keys_at(some), self.recipe), self.slots[some])
+
+# %% ../nbs/06_columns.ipynb #19d8da7c
 @patch
 def shows_same(self:ImageColumn, o)->bool:
     "Tell whether the images of `o` come from the same objects, and are kept in the same way"
@@ -425,7 +442,7 @@ def _class_of_parts(create, paths):
     cls = type(made[0])
     return cls if all(_is_same_image(o, cls.create(path)) for o,path in zip(made, paths)) else None
 
-# %% ../nbs/06_columns.ipynb #f101b438
+# %% ../nbs/06_columns.ipynb #2fc1800e
 class TupleColumn(ImageColumn):
     "One element of the items that is a tuple of images, each of which is opened from its own path"
     def __init__(self, number, tl, opener, cls, key=None):
@@ -443,7 +460,6 @@ class TupleColumn(ImageColumn):
     def has_keys(self, n=8): return bool(self.parts) and all(o.has_keys(n) for o in self.parts)
     def keys_at(self, idxs): return [k for o in self.parts for k in o.keys_at(idxs)]
     def is_placed(self, cache, n=8): return all(o.is_placed(cache, n) for o in self.parts)
-
     def holds(self, cache, idxs): return all(o.holds(cache, idxs) for o in self.parts)
 
     def place(self, cache, adds=True, like=()):
@@ -459,19 +475,6 @@ def item(self:TupleColumn, i, cache, keep, pct=None):
     if len(paths)!=len(self.parts): return run_tfms(self.tl, paths, self.tl.tfms.fs[self.opener:])
     images = [cache.read(int(o.slots[i]), path, self.recipe, keep=keep) for o,path in zip(self.parts, paths)]
     return run_tfms(self.tl, self.cls(images), self.after)
-
-# %% ../nbs/06_columns.ipynb #fa8cee84
-def find_images(
-    dataset, # Of fastai
-)->list: # (number in the item, `TfmdLists`, number of the opening transform, image class)
-    "Find the elements of the items that are images"
-    if makes_own_items(dataset): return []
-    res = []
-    for i,tl in enumerate(item_lists(dataset)):
-        for j,tfm in enumerate(tl.tfms.fs):
-            cls = _creator(tfm)
-            if cls is not None and issubclass(cls, (PILBase,tuple)): res.append((i,tl,j,cls))
-    return res
 
 # %% ../nbs/06_columns.ipynb #8734656f
 def leading_resize(

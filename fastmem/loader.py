@@ -21,6 +21,7 @@ from fastcore.all import *
 
 from .guard import *
 from .recipe import *
+from .threads import *
 from .cache import *
 from .columns import *
 from .batch import *

@@ -5,7 +5,7 @@ import pytest
 from fastai.vision.all import *
 from fastmem.all import *
 from fastmem.batch import FloatPipeline, TargetColumn
-from fastmem.cache import BatchMemory
+from fastmem.batch_memory import BatchMemory
 from fasttransform import Pipeline
 from helpers import Inverted, batches, photo, photo_folder, psnr, random_states, run_forked
 
@@ -212,7 +212,7 @@ def test_floats_are_those_of_stock(tfms, cls):
 
 extended = '''
 from fastai.vision.all import *
-from fastmem.cache import BatchMemory
+from fastmem.batch_memory import BatchMemory
 from fastmem.batch import FloatPipeline
 from fasttransform import Pipeline
 def check():

@@ -6,7 +6,7 @@ import pytest
 from helpers import run_forked
 
 root = Path(__file__).parents[1]
-house = ['guard','opener','recipe','plan','arena','pixel_file','cache','columns','batch','messages','loader','api',
+house = ['guard','opener','recipe','plan','arena','pixel_file','batch_memory','threads','cache','columns','batch','messages','loader','api',
          'learner','image_list','dataset','bench','cli']
 
 def imports(path):

@@ -7,6 +7,7 @@ import pytest
 from fastai.vision.all import *
 from fastmem.all import *
 from fastmem.recipe import *
+from fastmem.threads import *
 from fastmem.cache import *
 from helpers import photo_folder, run_forked, run_program
 
