@@ -36,7 +36,7 @@ def check_images(dls):
                         f"do that in a transform. {ways_out}")
     tfms = sorted({o.name.split(' ')[0] for d in datasets for tl in item_lists(d) for o in tl.tfms.fs})
     found = tfms or [type(ifnone(d, o)).__name__ for o,d in zip(dls.loaders, datasets)]
-    raise TypeError("no images in these DataLoaders: looked for the `create` of an image class (`PILImage.create`, as `ImageBlock` has it) "
+    raise TypeError("no images in these DataLoaders: looked for the `create` of an image class, as it is now (`PILImage.create`, as `ImageBlock` has it), "
                     f"among the type transforms, and found {found}. {ways_out}")
 
 # %% ../nbs/10_api.ipynb #01b945c4

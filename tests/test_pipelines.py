@@ -54,7 +54,10 @@ class Sides:
             assert errors[0]==errors[1], f'{arg} raised {errors}'
         elif what=='file': self.write(arg)
         elif what=='again':
-            self.ours.in_memory(**{**self.options, 'store': arg})
+            try: self.ours.in_memory(**{**self.options, 'store': arg})
+            except TypeError as e:
+                if 'as it is now' not in str(e): raise  # no image class opens them any more
+                return
             self.exact = arg=='decoded'
         elif what=='check': self.ours.memory.check()
         elif what=='memory': repr(self.ours.memory)
