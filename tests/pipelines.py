@@ -70,7 +70,7 @@ item_tfms = dict(
     none=list, crop=lambda: [Resize(16)], squish=lambda: [Resize(16, 'squish')], pad=lambda: [Resize(16, 'pad', pad_mode='border')],
     wide=lambda: [Resize((12,18), 'squish')], random_crop=lambda: [RandomResizedCrop(16, min_scale=.4)], flip=lambda: [Resize(16, 'squish'), FlipItem()],
     own=lambda: [Darker(), Resize(16, 'squish')], late=lambda: [Resize(16, 'squish'), Late(p=.7)])
-resized_tfms = 'crop','squish','pad','wide','flip','late' # that begin with a `Resize`
+resized_tfms = 'crop','squish','pad','wide','late' # that begin with a `Resize`
 
 class Spec(NamedTuple):
     "A pipeline"

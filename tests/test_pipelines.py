@@ -9,7 +9,7 @@ from pipelines import *
 
 specs = st.builds(Spec, items=st.sampled_from(['paths','table']), target=st.sampled_from(['category','mask','regression','image']),
                   tfms=st.sampled_from(list(item_tfms)), bs=st.integers(1, 5), shuffle=st.booleans(), drop_last=st.booleans())
-within = [o for o in changes if o not in ('do_item_set','another_bs','drop_last_turned') and changes[o].items!='table']
+within = [o for o in changes if o not in ('do_item_set','another_bs','drop_last_turned','vocabulary_in_place') and changes[o].items!='table']
 
 @st.composite
 def sequences(draw, workers=(0,)):
@@ -47,11 +47,17 @@ class Sides:
     def step(self, what, arg):
         if what in ('epoch','within'): return self.epoch(None if what=='within' else arg, arg if what=='within' else None)
         if what=='change':
-            errors = [self.change(o, arg) for o in self.sides]
+            errors = []
+            for o in self.sides:
+                seeded(self.n)  # a new loader draws its own random numbers
+                errors.append(self.change(o, arg))
             assert errors[0]==errors[1], f'{arg} raised {errors}'
         elif what=='file': self.write(arg)
         elif what=='again':
-            self.ours.in_memory(**{**self.options, 'store': arg})
+            try: self.ours.in_memory(**{**self.options, 'store': arg})
+            except TypeError as e:
+                if 'as it is now' not in str(e): raise  # no image class opens them any more
+                return
             self.exact = arg=='decoded'
         elif what=='check': self.ours.memory.check()
         elif what=='memory': repr(self.ours.memory)

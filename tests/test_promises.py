@@ -44,9 +44,9 @@ def run(dls, folder, name, when):
         if name is not None: changes[name](dls, folder)
     with opening_kept():
         if when=='cold': apply()
-        res = [epoch(dls, 0)]
+        res = [epoch(dls, 0, only=0)]
         if when=='warm': apply()
-        res.append(epoch(dls, 1, mid=apply if when=='within' else None))
+        res.append(epoch(dls, 1, only=0, mid=apply if when=='within' else None))
         return [*res, epoch(dls, 2)]
 
 def check_change(folder, tmp_path, store, name, when, workers=0):
@@ -66,7 +66,7 @@ def refused(epochs):
     return bool(errors) and all(isinstance(o, ValueError) and ("store='decoded'" in str(o) or "needs a `Resize`" in str(o)) for o in errors)
 
 names = [o for o in changes if o!=f'item_tfms_{Spec().tfms}']
-once_an_epoch = {o for o in names if changes[o].items=='table'} # a table is looked at once an epoch
+once_an_epoch = {o for o in names if changes[o].items=='table'} | {'vocabulary_in_place'} # what is changed in place in a table or vocabulary is looked for once an epoch
 of_the_next_epoch = {'do_item_set','another_bs','drop_last_turned'} # stock asks for these where an epoch begins
 
 @pytest.mark.parametrize('name', names)
@@ -373,8 +373,10 @@ def test_pairs_by_a_transform_are_refused_with_ways_that_work(folder):
     def create(o): asked.append(o); return PILImage.create(o)
     seeded(0); want = pairs(files, PILImage.create)
     seeded(0); got = pairs(files, cached(create))
-    for k in range(2): assert not difference(epoch(want, k), epoch(got, k))
-    assert len(asked)==n_files, 'each is opened once'
+    for k in range(3):
+        asked.clear()
+        assert not difference(epoch(want, k), epoch(got, k))
+    assert not asked, 'all are kept, in the first epochs'
 
 class ImageTuple(fastuple):
     "As in the second form of the tutorial"
