@@ -446,9 +446,10 @@ def place_of(self:ImageCache,
     number:int, # Of the one who asks; others have other places for the same file
 )->int:
     "The place of `file`, the same in all processes; a new one if it has none"
-    digest = _digests([file], number.to_bytes(16, 'little')).copy()
-    digest[:,1] = digest[:,1]<<np.uint64(32)|np.uint64(number)  # for `known_places`
-    return int(self.arena.add(digest)[0])
+    first,second = _digests([file], number.to_bytes(16, 'little'))[0].tolist()
+    digest = first,second>>32<<32|number  # for `known_places`
+    place = self.arena.find_one(*digest)
+    return place if place>=0 else int(self.arena.add(np.array([digest], np.uint64))[0])
 
 @patch
 def known_places(self:ImageCache,
