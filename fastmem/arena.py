@@ -268,10 +268,13 @@ def _sort(self:Arena, most=0):
     self._order = order,end
     return order,end
 
-# %% ../nbs/03_arena.ipynb #1f571979
+# %% ../nbs/03_arena.ipynb #d37c17ff
 @patch
-def _find_one(self:Arena, first, second):
-    "The slot of one digest; what is new at the end of the table is looked through"
+def find_one(self:Arena,
+    first:int, # 64 bits of a digest
+    second:int, # The others
+)->int: # Slot, -1 if it is not there
+    "Find the slot of one digest; what is new at the end of the table is looked through"
     order,n_sorted = self._sort(_few)
     firsts = self.firsts
     i = bisect.bisect_left(order, first, key=firsts.__getitem__)
@@ -286,7 +289,7 @@ def find(self:Arena,
     digests:np.ndarray, # (n, 2) numbers of 64 bits, the first of which is not 0
 )->np.ndarray: # Slots, -1 for one that is not there
     "Find slots by their digests"
-    if len(digests)<=_one_by_one: return np.array([self._find_one(*o) for o in digests], np.int32)
+    if len(digests)<=_one_by_one: return np.array([self.find_one(*o) for o in digests], np.int32)
     order,_ = self._sort()
     if not len(order): return np.full(len(digests), -1, np.int32)
     i = np.searchsorted(self.firsts[order], digests[:,0])
@@ -424,13 +427,14 @@ def write(self:Arena,
     self.enter(slot, offset, sizes, mode, planes.shape[0]*planes.itemsize, stamp, generation)
     return True
 
-# %% ../nbs/03_arena.ipynb #723263be
+# %% ../nbs/03_arena.ipynb #37152e32
 @patch
 def watch(self:Arena)->int: # The generation
     "Look whether files that are mapped were replaced, or cut short by another program"
-    generation = int(self.header['generation'])  # first: what is entered after a file was replaced is not of this one
-    if not self.header['n_segments']: return generation
-    if self._mapped_version!=int(self.header['segments_version']):
+    generation = self.header['generation'].item()  # first: what is entered after a file was replaced is not of this one
+    version = self.header['segments_version'].item()
+    if version==0: return generation
+    if version!=self._mapped_version:
         with self.locked(): self._map_segments()
     cut = [o for o in list(self.segments.values()) if o.file.n_bytes<self.files['size'][o.number]]
     for o in cut: self._drop_cut(o)
