@@ -104,11 +104,17 @@ def changed(self:Options, **changes)->Options:
 option_names = [o for o in inspect.signature(Options).parameters]
 
 # %% ../nbs/06_columns.ipynb #42ff8796
+def _methods(tfm):
+    "The functions that a transform calls, one a type"
+    methods = getattr(getattr(tfm, 'encodes', None), 'methods', ())
+    return [o.implementation for o in methods]
+
 def _creator(tfm):
-    "The class whose `create` is `tfm`"
-    for method in getattr(getattr(tfm, 'encodes', None), 'methods', ()):
-        cls = getattr(method.implementation, '__self__', None)
-        if isinstance(cls, type) and method.implementation.__name__=='create': return cls
+    "The class whose `create` is `tfm`, which holds that of when it was made: it may have been replaced since"
+    for f in _methods(tfm):
+        cls = getattr(f, '__self__', None)
+        create = getattr(cls, 'create', None)  # that of a mask is a transform
+        if isinstance(cls, type) and f in (create, *_methods(create)): return cls
 
 # %% ../nbs/06_columns.ipynb #51517c4f
 def image_class(
@@ -240,9 +246,12 @@ def read_columns(
 # %% ../nbs/06_columns.ipynb #a7d8fafe
 def wrapped_function(tfm):
     "Return the function that a `Transform` around one calls"
-    methods = getattr(getattr(tfm, 'encodes', None), 'methods', ())
-    if type(tfm) is not Transform or tfm.split_idx is not None or len(methods)!=1: return None
-    return first(methods).implementation
+    fs = _methods(tfm)
+    if type(tfm) is not Transform or tfm.split_idx is not None or len(fs)!=1: return None
+    is_wrapper = getattr(fs[0], '__code__', None) is _wrapper_code  # around an object that has no name
+    return fs[0].__closure__[0].cell_contents if is_wrapper else fs[0]
+
+_wrapper_code = first(_methods(Transform(partial(noop)))).__code__ # of fasttransform
 
 def settings(
     tfm, # A transform
@@ -295,7 +304,7 @@ class ImageColumn:
         self.after = [o for o in fs[opener+1:] if not is_noop(o)]
         self.slots = np.full(len(tl), -1, np.int32) # where each item's pixels are, once a cache has given them slots
         self.snapshot = None
-        self.is_preloaded = False
+        self.is_preloaded,self.is_stale = False,False
         self.is_seen = False # whether code of the user's looks at the images before they are batched
 
     def __len__(self): return len(self.tl)
@@ -346,12 +355,17 @@ def keys(self:ImageColumn)->list:
     if self.key is not None: return self.keys_at(range(len(self)))
     return self.files() if self.has_keys() else []
 
-# %% ../nbs/06_columns.ipynb #24f7d7a0
+# %% ../nbs/06_columns.ipynb #11449d68
+@patch
+def is_at_hand(self:ImageColumn)->bool:
+    "Tell whether no code of the user's says what is opened, so that a `Snapshot` of the items does"
+    return all(type(o) in _readers for o in self.getters)
+
 @patch
 def has_keys(self:ImageColumn, n=8)->bool:
     "Tell whether images are named by paths, or are bytes that are at hand, rather than made for each call"
     if self.key is not None: return True
-    at_hand = all(type(o) in _readers for o in self.getters)
+    at_hand = self.is_at_hand()
     def is_named(o): return is_path(o) or (at_hand and isinstance(o, bytes))
     return all(map(is_named, self.keys_at(evenly(len(self), n))))
 
@@ -379,15 +393,28 @@ def place(self:ImageColumn,
     if self.key is None: cache.forget_changed(self.slots, keys.__getitem__, _look_s)
     if adds: self.slots = cache.add(keys, self.recipe)
 
-# %% ../nbs/06_columns.ipynb #ae7b3853
+# %% ../nbs/06_columns.ipynb #56e59fb2
 @patch
 def is_placed(self:ImageColumn, cache, n=8)->bool:
     "Tell whether the slots still are those of the items, looking at a few"
-    if not self.snapshot.matches(self.tl): return False
-    some = [i for i in evenly(len(self), n) if self.slots[i]>=0]
-    if not some: return True
-    return np.array_equal(cache.find(self.keys_at(some), self.recipe), self.slots[some])
+    if self.is_stale or not self.snapshot.matches(self.tl): return False
+    return self._finds(cache, evenly(len(self), n))
 
+@patch
+def holds(self:ImageColumn, cache, idxs)->bool:
+    "Tell whether the slots of the items `idxs` still are theirs; a getter of the user's is asked, as stock asks it"
+    is_held = self.snapshot.holds(self.tl, idxs)
+    is_said = self.is_at_hand() or self.key is not None  # by the items alone
+    if is_held and not is_said: is_held = self._finds(cache, idxs)
+    self.is_stale = self.is_stale or not is_held
+    return is_held
+
+@patch
+def _finds(self:ImageColumn, cache, idxs):
+    some = [i for i in idxs if self.slots[i]>=0]
+    return not some or np.array_equal(cache.find(self.keys_at(some), self.recipe), self.slots[some])
+
+# %% ../nbs/06_columns.ipynb #19d8da7c
 @patch
 def shows_same(self:ImageColumn, o)->bool:
     "Tell whether the images of `o` come from the same objects, and are kept in the same way"
@@ -415,7 +442,7 @@ def _class_of_parts(create, paths):
     cls = type(made[0])
     return cls if all(_is_same_image(o, cls.create(path)) for o,path in zip(made, paths)) else None
 
-# %% ../nbs/06_columns.ipynb #f101b438
+# %% ../nbs/06_columns.ipynb #2fc1800e
 class TupleColumn(ImageColumn):
     "One element of the items that is a tuple of images, each of which is opened from its own path"
     def __init__(self, number, tl, opener, cls, key=None):
@@ -433,6 +460,7 @@ class TupleColumn(ImageColumn):
     def has_keys(self, n=8): return bool(self.parts) and all(o.has_keys(n) for o in self.parts)
     def keys_at(self, idxs): return [k for o in self.parts for k in o.keys_at(idxs)]
     def is_placed(self, cache, n=8): return all(o.is_placed(cache, n) for o in self.parts)
+    def holds(self, cache, idxs): return all(o.holds(cache, idxs) for o in self.parts)
 
     def place(self, cache, adds=True, like=()):
         "Give the images their slots"
