@@ -156,12 +156,14 @@ def applied_resize(self:MemDL)->Resize:
     is_resized = any(o.recipe.method in ('crop','squish','pad') for o in self.columns.values())
     return leading_resize(self.after_item) if is_resized else None
 
+# %% ../nbs/09_loader.ipynb #fc1833d7
 @patch
 def _own_methods(self:MemDL):
     "Methods of item and batch making that a user has replaced"
     def is_own(name): return name in vars(self) or getattr(type(self), name) is not getattr(MemDL, name)
     return list(filter(is_own, item_methods))
 
+# %% ../nbs/09_loader.ipynb #7b510230
 @patch
 def _slow_reason(self:MemDL):
     own = self._own_methods()
@@ -183,6 +185,7 @@ def _image(self:MemDL, column, i, pct=None):
         if self.options.on_error=='skip': raise SkipItemException() from e
         raise
 
+# %% ../nbs/09_loader.ipynb #f7799e82
 @patch
 def _targets_of(self:MemDL, i):
     "The elements of item `i` that are not from the cache"
@@ -292,6 +295,7 @@ def n_threads():
     "Threads that make a batch: one a core, and none but its own in a worker"
     return num_cpus() if torch.utils.data.get_worker_info() is None else 0
 
+# %% ../nbs/09_loader.ipynb #c8b90c84
 @patch
 def _gather_images(self:MemDL, j, drawn):
     "The images of element `j` as a tensor of fastai's type"
