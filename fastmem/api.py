@@ -32,8 +32,8 @@ def check_images(dls):
     if any(map(find_images, datasets)): return
     own = first(o for o in datasets if makes_own_items(o))
     if own is not None:
-        raise TypeError(f"{type(own).__name__} makes its items in a `__getitem__` of its own, which reading from memory "
-                        f"would leave out: do that in a transform. {ways_out}")
+        raise TypeError(f"{type(own).__name__} makes its items in a `__getitem__` of its own, which reading from "
+                        f"memory would leave out: do that in a transform. {ways_out}")
     tfms = [tfm for o in datasets for tl in item_lists(o) for tfm in tl.tfms.fs]
     names = sorted({o.name.split(' ')[0] for o in tfms})
     found = names or [type(ifnone(d, o)).__name__ for o,d in zip(dls.loaders, datasets)]
@@ -121,6 +121,7 @@ def _memory_dls(dls):
     if not res: raise RuntimeError("these DataLoaders are not in memory: call `dls.in_memory()` first")
     return res
 
+# %% ../nbs/10_api.ipynb #fc46b673
 def _kept_columns(dls): return [c for o in dls for c in parts_of(o.columns.values())]
 
 def _count_images(cache, columns):
@@ -205,7 +206,7 @@ def _in_memory_block(block, options):
     block.dls_kwargs = {**options, 'from_block': True}
     return block
 
-# %% ../nbs/10_api.ipynb #5ca201c9
+# %% ../nbs/10_api.ipynb #943094be
 @delegates(Options.__init__)
 def MemImageBlock(
     cls:PILBase=PILImage, # fastai's image class
@@ -214,6 +215,7 @@ def MemImageBlock(
     "Make an `ImageBlock` whose images are kept in memory"
     return _in_memory_block(ImageBlock(cls), kwargs)
 
+# %% ../nbs/10_api.ipynb #05dc2ec2
 @delegates(Options.__init__)
 def MemMaskBlock(
     codes:list=None, # Names of the values of the mask

@@ -397,12 +397,13 @@ def _hit(self:ImageCache, i, recipe, pct, looks):
     im = from_planes(planes, mode, recipe.cls, self.arena.extras(i) if slot.has_extras else b'')
     return im if self.arena.watch()==generation else None
 
-# %% ../nbs/05_cache.ipynb #e042ac5e
+# %% ../nbs/05_cache.ipynb #24fe9213
 @patch
 def _shown_image(self:ImageCache, pixels, recipe, pct, looks):
     "What was made, as an image of the recipe's class"
     im = pixels.im
-    if pct is None or recipe.method not in ('crop','pad'): return im if isinstance(im, recipe.cls) else recipe.cls(im)
+    is_whole = pct is None or recipe.method not in ('crop','pad')
+    if is_whole: return im if isinstance(im, recipe.cls) else recipe.cls(im)
     try: extras = image_extras(im) if looks else b''
     except NotKept: extras = b''  # a crop has the pixels of it alone
     return from_planes(cut(pixels.planes, pixels.full, recipe, pct), im.mode, recipe.cls, extras)
@@ -621,7 +622,8 @@ def _fill_one(self:ImageCache, slot, source, make):
 def _to_fill(self:ImageCache, slots):
     "Positions of what is missing; another process that fills the same file begins elsewhere"
     res = np.flatnonzero((slots>=0) & ~self.arena.ready(slots))
-    return res if self.path is None or not len(res) else np.roll(res, -(os.getpid()*7919%len(res)))
+    if self.path is None or not len(res): return res
+    return np.roll(res, -(os.getpid()*7919%len(res)))
 
 @patch
 def _progress(self:ImageCache, n, start_s):

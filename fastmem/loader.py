@@ -46,7 +46,9 @@ def _loader_args(o): return o.pin_memory, o.num_workers, o.timeout, o.persistent
 class MemDL(TfmdDL):
     "A `TfmdDL` that reads its images through an `ImageCache`"
     stock_cls,cache,options = TfmdDL,None,None
-    _adds,_has_run,_seen,slow_reason,unkept_reason,_sample,_worker_random = True,False,(),None,'',TargetSample(),None
+    slow_reason,unkept_reason = None,''
+    _adds,_has_run,_seen = True,False,()
+    _sample,_worker_random = TargetSample(),None
 
     @delegates(Options.__init__)
     def __init__(self,
@@ -85,8 +87,10 @@ item_methods = 'create_item','do_item','create_batch','create_batches','do_batch
 @patch
 def _state(self:MemDL):
     "What decides how batches are made, to be compared by identity: fastai lets all of it be replaced at any time"
-    res = [self.dataset, self.bs, self.after_item, self.before_batch, *map(vars(self).get, item_methods)]
-    for f in (*active_tfms(self.after_item), *active_tfms(self.before_batch)): res += [f, *settings(f)]
+    own = map(vars(self).get, item_methods)
+    res = [self.dataset, self.bs, self.after_item, self.before_batch, *own]
+    tfms = *active_tfms(self.after_item),*active_tfms(self.before_batch)
+    for f in tfms: res += [f, *settings(f)]
     for tl in item_lists(self.dataset): res += sources(tl)
     for o in self.columns.values(): res += opening(o.recipe.cls)
     return res
@@ -103,12 +107,14 @@ def follow(self:MemDL):
     found = image_columns(self, self.options)
     with random_state_kept():
         if self.has_changed() or not self._is_placed(found): self._place(found)
-        for j in [j for j,o in self.targets.items() if not o.is_current()]: del self.targets[j]
+        self.targets = {j: o for j,o in self.targets.items() if o.is_current()}
     self._seen,self.slow_reason = self._state(),self._slow_reason()
     for o in parts_of(self.columns.values()): o.is_seen = bool(self.slow_reason)
     self.unkept_reason = self._unkept_reason(found)
     if self.unkept_reason and self._adds: warn_unkept(self.cache, self.unkept_reason)
 
+
+# %% ../nbs/09_loader.ipynb #39315fd7
 @patch
 def _is_placed(self:MemDL, found):
     "Whether the images `found` are those of this loader, at their slots"
@@ -122,14 +128,19 @@ def _place(self:MemDL, found):
     self._recipes = {j: o.recipe for j,o in found.items()}
     for j,column in found.items():
         if not column.is_steady(): continue
-        if j in known and known[j].shows_same(column) and known[j].is_placed(self.cache): column = known[j]
-        else: column.place(self.cache, self._adds, self._snapshots())
-        self.columns[j] = column
-    self._sample = sample_targets([tl for j,tl in enumerate(item_lists(self.dataset)) if j not in self.columns])
+        before = known.get(j)
+        is_known = before is not None and before.shows_same(column) and before.is_placed(self.cache)
+        if not is_known: column.place(self.cache, self._adds, self._snapshots())
+        self.columns[j] = before if is_known else column
+    others = [tl for j,tl in enumerate(item_lists(self.dataset)) if j not in self.columns]
+    self._sample = sample_targets(others)
 
 @patch
-def _snapshots(self:MemDL): return [o.snapshot for o in (*self.columns.values(), *self.targets.values()) if o.snapshot is not None]
+def _snapshots(self:MemDL):
+    columns = *self.columns.values(),*self.targets.values()
+    return [o.snapshot for o in columns if o.snapshot is not None]
 
+# %% ../nbs/09_loader.ipynb #11618bf0
 @patch
 def _unkept_reason(self:MemDL, found):
     "Why some images are opened anew each time; '' if none is"
@@ -145,14 +156,17 @@ def _unkept_reason(self:MemDL, found):
 @patch
 def applied_resize(self:MemDL)->Resize:
     "Return the `Resize` that is applied to what is kept, or `None`"
-    if not any(o.recipe.method in ('crop','squish','pad') for o in self.columns.values()): return None
-    return leading_resize(self.after_item)
+    is_resized = any(o.recipe.method in ('crop','squish','pad') for o in self.columns.values())
+    return leading_resize(self.after_item) if is_resized else None
 
+# %% ../nbs/09_loader.ipynb #fc1833d7
 @patch
 def _own_methods(self:MemDL):
     "Methods of item and batch making that a user has replaced"
-    return [o for o in item_methods if o in vars(self) or getattr(type(self), o) is not getattr(MemDL, o)]
+    def is_own(name): return name in vars(self) or getattr(type(self), name) is not getattr(MemDL, name)
+    return list(filter(is_own, item_methods))
 
+# %% ../nbs/09_loader.ipynb #7b510230
 @patch
 def _slow_reason(self:MemDL):
     own = self._own_methods()
@@ -174,6 +188,7 @@ def _image(self:MemDL, column, i, pct=None):
         if self.options.on_error=='skip': raise SkipItemException() from e
         raise
 
+# %% ../nbs/09_loader.ipynb #f7799e82
 @patch
 def _targets_of(self:MemDL, i):
     "The elements of item `i` that are not from the cache"
@@ -182,8 +197,9 @@ def _targets_of(self:MemDL, i):
 @patch
 def _with_images(self:MemDL, i, others, pct=None):
     "Item `i`: `others` and the images, at `pct` of what is kept of them"
-    images = {j: self._image(o, i, pct) for j,o in self.columns.items() if j not in others}
-    items = {**others, **images}
+    items = dict(others)
+    for j,column in self.columns.items():
+        if j not in items: items[j] = self._image(column, i, pct)
     return tuple(items[j] for j in sorted(items)) if isinstance(self.dataset, Datasets) else items[0]
 
 # %% ../nbs/09_loader.ipynb #1304e75f
@@ -201,9 +217,13 @@ def create_item(self:MemDL, s):
 def readable(self:MemDL, i):
     "Tell whether the images of item `i` can be read"
     columns = parts_of(self.columns.values())
-    try: return all(self.cache.has(int(o.slots[i]), lambda: o.source(i), o.recipe, self._may_keep) for o in columns)
+    try:
+        for o in columns: self.cache.has(int(o.slots[i]), lambda: o.source(i), o.recipe, self._may_keep)
     except bad_file_errors: return False  # asked for by on_error='skip'
+    return True
 
+
+# %% ../nbs/09_loader.ipynb #7c875918
 @patch
 def do_item(self:MemDL, s):
     try: self._follow_item(s)
@@ -222,7 +242,8 @@ def _do_resized(self:MemDL, i, resize):
     others = {**self._targets_of(i), **whole}
     split_idx = self.after_item.split_idx
     pct = draw_crop(resize, split_idx)  # as in stock: after the item was made, and not for one that is dropped
-    others = {j: super(RandTransform, resize).__call__(o, split_idx=split_idx) for j,o in others.items()}
+    resized = super(RandTransform, resize).__call__  # without a crop of its own
+    others = {j: resized(o, split_idx=split_idx) for j,o in others.items()}
     item = self._with_images(i, others, pct)
     return compose_tfms(item, [o for o in self.after_item.fs if o is not resize], split_idx=split_idx)
 
@@ -241,14 +262,15 @@ def trace_item(self:MemDL,
     tfms:list, # Of `traced_tfms`
 )->tuple: # `item` after `tfms`, with a stand-in that has `size` and `edits` for each image
     "Trace what `tfms` do with an item, from the random numbers that they would draw"
-    item = tuple(trace_class(self.columns[j].recipe.cls)(o) if j in self.columns else o for j,o in enumerate(item))
-    return compose_tfms(item, tfms, split_idx=self.after_item.split_idx)
+    def stand_in(j, size): return trace_class(self.columns[j].recipe.cls)(size) if j in self.columns else size
+    traced = tuple(stand_in(j, o) for j,o in enumerate(item))
+    return compose_tfms(traced, tfms, split_idx=self.after_item.split_idx)
 
 @patch
 def _trace(self:MemDL, tfms, i):
     "Stand-ins for the images of item `i`, with what `tfms` do to them"
-    n = len(item_lists(self.dataset))
-    sizes = [self._stored_size(self.columns[j], i) if j in self.columns else None for j in range(n)]
+    sizes = [None]*len(item_lists(self.dataset))
+    for j,column in self.columns.items(): sizes[j] = self._stored_size(column, i)
     return self.trace_item(sizes, tfms)
 
 # %% ../nbs/09_loader.ipynb #d5e7d875
@@ -259,6 +281,7 @@ def _target_columns(self:MemDL):
         self.targets[j] = TargetColumn(tl, self._snapshots())
     return self.targets
 
+# %% ../nbs/09_loader.ipynb #efffd6be
 @patch
 def draw_batch(self:MemDL,
     idxs:list, # Items of the dataset
@@ -273,14 +296,15 @@ def draw_batch(self:MemDL,
         if resize is not None: pcts.append(draw_crop(resize, split_idx))
         if tfms: traces.append(self._trace(tfms, i))
     i_array = np.array(idxs)
-    made = {j: o.collated(asked[j]) if j in asked else o[i_array] for j,o in targets.items()}
-    return DrawnBatch(i_array, made, pcts or None, traces)
+    def made(j, column): return column.collated(asked[j]) if j in asked else column[i_array]
+    return DrawnBatch(i_array, {j: made(j, o) for j,o in targets.items()}, pcts or None, traces)
 
 # %% ../nbs/09_loader.ipynb #7eb0a104
 def n_threads():
     "Threads that make a batch: one a core, and none but its own in a worker"
     return num_cpus() if torch.utils.data.get_worker_info() is None else 0
 
+# %% ../nbs/09_loader.ipynb #c8b90c84
 @patch
 def _gather_images(self:MemDL, j, drawn):
     "The images of element `j` as a tensor of fastai's type"
@@ -288,11 +312,12 @@ def _gather_images(self:MemDL, j, drawn):
     edits = [o[j].edits for o in drawn.traces]
     size = drawn.traces[0][j].size if drawn.traces else self._stored_size(column, int(idxs[0]))
     def source_of(i): return column.source(int(idxs[i]))
-    out = self.cache.gather(column.slots[idxs], source_of, column.recipe, size, drawn.pcts, edits, self._may_keep, n_threads())
-    cls = column.recipe.cls
-    out = torch.from_numpy(out)
+    out = self.cache.gather(column.slots[idxs], source_of, column.recipe, size, drawn.pcts, edits,
+                            keep=self._may_keep, n_workers=n_threads())
+    out,cls = torch.from_numpy(out),column.recipe.cls
     return cls._tensor_cls(out[:,0] if issubclass(cls, PILMask) else out)
 
+# %% ../nbs/09_loader.ipynb #489845b5
 @patch
 def gather_batch(self:MemDL,
     drawn:DrawnBatch,
@@ -320,6 +345,8 @@ def _batches(self:MemDL, samps):
     if self.slow_reason or not self.columns: return super(MemDL, self).create_batches(samps)
     return self._gathered(filter(self.readable, samps) if self.options.on_error=='skip' else samps)
 
+
+# %% ../nbs/09_loader.ipynb #d545ce30
 @patch
 def _gathered(self:MemDL, samps):
     chunks,worker_random = chunked(samps, self.bs),self._worker_random
@@ -343,6 +370,7 @@ def _drawn(self:MemDL, chunks, worker_random):
             return
         yield idxs,drawn
 
+# %% ../nbs/09_loader.ipynb #f517f252
 @patch
 def _holds(self:MemDL, idxs):
     "Whether the items `idxs` are those that were given slots"
@@ -363,7 +391,8 @@ _slow_target_s = .001
 @patch
 def n_missing(self:MemDL)->int:
     "Count the images of this loader that are not in memory"
-    return sum(int((~self.cache.ready(o.slots)).sum()) for o in parts_of(self.columns.values()))
+    ready = [self.cache.ready(o.slots) for o in parts_of(self.columns.values())]
+    return sum(int((~o).sum()) for o in ready)
 
 @patch
 def _needs_no_workers(self:MemDL):
@@ -371,6 +400,7 @@ def _needs_no_workers(self:MemDL):
     if self.slow_reason or self._sample.is_drawn or self._sample.took_s>=_slow_target_s: return False
     return self.n_missing() <= sum(map(len, self.columns.values()))//20
 
+# %% ../nbs/09_loader.ipynb #2d8ac2c6
 @patch
 def _start_epoch(self:MemDL):
     self._worker_random = None
@@ -399,6 +429,8 @@ def __iter__(self:MemDL):
     self.cache.guard.watch()
     yield from self._watched(batches)
 
+
+# %% ../nbs/09_loader.ipynb #25b8a0ff
 @patch
 def before_iter(self:MemDL):
     if not self.__dict__.pop('_begun', False): self._start_epoch()  # the epoch of a loader that wraps this one
@@ -411,6 +443,7 @@ def after_iter(self:MemDL):
     self.cache.flush()
     if self._may_keep and self.cache.is_full: warn_full(self.cache)
 
+# %% ../nbs/09_loader.ipynb #792682c3
 @patch
 def _in_this_process(self:MemDL, batches, workers):
     "`batches` without workers, with the random numbers that these would draw; how many were asked for is back once they have begun"
@@ -427,9 +460,11 @@ _float_copies = 3         # of a batch; `BatchMemory` keeps as many
 @patch
 def _shown_bytes(self:MemDL, column):
     "About what one image of `column` takes in a batch, as bytes"
-    sizes = [o.size for o in active_tfms(self.after_item) if isinstance(o, traced_tfms) and getattr(o, 'size', None)]
-    if sizes: return int(np.prod(sizes[-1]))*(pixel_bytes(open_mode(column.recipe.cls)) or 1)
-    return self.cache.mean_bytes(column.recipe)
+    traced = [o for o in active_tfms(self.after_item) if isinstance(o, traced_tfms)]
+    sizes = [o.size for o in traced if getattr(o, 'size', None)]
+    if not sizes: return self.cache.mean_bytes(column.recipe)
+    n_pixels = int(np.prod(sizes[-1]))
+    return n_pixels*(pixel_bytes(open_mode(column.recipe.cls)) or 1)
 
 @patch
 def in_flight_bytes(self:MemDL)->int:
@@ -440,6 +475,7 @@ def in_flight_bytes(self:MemDL)->int:
 @patch
 def _n_prefetched(self:MemDL): return self.fake_l.num_workers*ifnone(self.fake_l.prefetch_factor,2)+1
 
+# %% ../nbs/09_loader.ipynb #07a9e903
 @patch
 def _watched(self:MemDL, batches):
     "`batches`, which the guard knows of, and a word when it has taken images back"
@@ -462,6 +498,7 @@ def mem_class(cls):
                             "wrap it around `.in_memory()` DataLoaders instead")
     return MemDL if cls is TfmdDL else type(f'Mem{cls.__name__}', (MemDL,cls), dict(stock_cls=cls))
 
+# %% ../nbs/09_loader.ipynb #1c897f14
 def in_memory_dl(
     dl:TfmdDL, # Any loader of fastai
     options:Options,
@@ -474,6 +511,7 @@ def in_memory_dl(
     res.attach(options, cache, **kwargs)
     return res
 
+# %% ../nbs/09_loader.ipynb #b12688c9
 @patch
 def new(self:MemDL, dataset=None, cls=None, **kwargs):
     "Make a new loader with some arguments changed, on the same cache"
@@ -483,10 +521,12 @@ def new(self:MemDL, dataset=None, cls=None, **kwargs):
     is_stock = cls is not None and not issubclass(cls, MemDL)
     res = super(MemDL, self).new(dataset, cls if is_stock else self.stock_cls, **kwargs)
     if is_stock: return res
-    return in_memory_dl(res, self.options.changed(**asked), asked.get('cache') or self.cache, like=self, adds=adds)
+    cache = asked.get('cache') or self.cache
+    return in_memory_dl(res, self.options.changed(**asked), cache, like=self, adds=adds)
 
 # %% ../nbs/09_loader.ipynb #3b4b5a84
-_own_state = 'cache','columns','targets','options','_adds','_has_run','_seen','slow_reason','unkept_reason','_sample','_worker_random','_recipes','_begun'
+_own_state = ('cache','columns','targets','options','slow_reason','unkept_reason','_adds','_has_run','_seen','_sample',
+              '_worker_random','_recipes','_begun')
 
 @patch
 def stock(self:MemDL)->TfmdDL:
@@ -497,15 +537,20 @@ def stock(self:MemDL)->TfmdDL:
     res.fake_l = _FakeLoader(res, *_loader_args(self.fake_l))
     return res
 
+# %% ../nbs/09_loader.ipynb #05f01a82
 def _empty(stock_cls): return object.__new__(mem_class(stock_cls))
 
 @patch
 def __reduce_ex__(self:MemDL, protocol):
     if multiprocessing.context.get_spawning_popen() is None: return noop, (self.stock(),)  # unpickled by fastcore alone
-    return _empty, (self.stock_cls,), {k:v for k,v in vars(self).items() if k!='fake_l'}
+    state = {k: v for k,v in vars(self).items() if k!='fake_l'}
+    return _empty, (self.stock_cls,), state
 
 @patch
-def __deepcopy__(self:MemDL, memo): return in_memory_dl(copy.deepcopy(self.stock(), memo), self.options, self.cache, adds=self._adds)
+def __deepcopy__(self:MemDL, memo):
+    stock = copy.deepcopy(self.stock(), memo)
+    return in_memory_dl(stock, self.options, self.cache, adds=self._adds)
 
 @patch
-def __copy__(self:MemDL): return in_memory_dl(self, self.options, self.cache, like=self, adds=self._adds)
+def __copy__(self:MemDL):
+    return in_memory_dl(self, self.options, self.cache, like=self, adds=self._adds)
