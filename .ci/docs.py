@@ -147,7 +147,7 @@ def broken_links(
 # What a reader would trip over
 
 _code_width = 79     # what a page shows of a line at the width of GitHub
-_output_width = 200
+_output_width = 400
 _block = re.compile(r'^(`{3,}|~{3,})[^\n]*\n(.*?)^\1', flags=re.M|re.S)
 
 def is_guide(

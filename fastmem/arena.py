@@ -243,7 +243,9 @@ def set_once(self:Arena,
     return not told>>bit&1
 
 @patch
-def was_once(self:Arena, bit:int)->bool: return bool(int(self.header['told'])>>bit&1)
+def was_once(self:Arena, bit:int)->bool:
+    "Tell whether `set_once` was called with that bit"
+    return bool(int(self.header['told'])>>bit&1)
 
 @patch
 def clear_once(self:Arena,

@@ -125,7 +125,9 @@ def encode_sample(
     try: return _dump(sample, stamp)
     except Exception as e: _refuse(sample, 'sample', e)
 
-def stamp_of(data)->int: return int.from_bytes(data[:_stamp_bytes], 'little')
+def stamp_of(data)->int:
+    "Return the stamp that was written with a sample"
+    return int.from_bytes(data[:_stamp_bytes], 'little')
 
 def decode_sample(
     data, # From `encode_sample`, or a copy of it
@@ -217,7 +219,9 @@ def keep(self:SampleCache, slot, sample, stamp=0):
     return decode_sample(self.put(slot, sample, stamp))
 
 @patch
-def purge(self:SampleCache)->int: return self.cache.purge(pause=self.options['mode']=='preload')
+def purge(self:SampleCache)->int:
+    "Give the memory back now"
+    return self.cache.purge(pause=self.options['mode']=='preload')
 
 # %% ../nbs/13_dataset.ipynb #e12aa722
 class SampleStats(CacheStats):
@@ -555,7 +559,9 @@ def __getitems__(self:CachedDataset, idxs):
     return [_apply(o[0], **tfms) for o in found]
 
 @patch
-def __getitem__(self:CachedDataset, i): return self._read_other(i) if _number(i) is None else self.__getitems__([i])[0]
+def __getitem__(self:CachedDataset, i):
+    "Return a sample, or what the dataset has at another index"
+    return self._read_other(i) if _number(i) is None else self.__getitems__([i])[0]
 
 # %% ../nbs/13_dataset.ipynb #f9b7592d
 @patch
@@ -653,7 +659,9 @@ def __reduce_ex__(self:CachedLoader, protocol):
     return object.__reduce_ex__(self, protocol)
 
 @patch
-def __deepcopy__(self:CachedLoader, memo): return self
+def __deepcopy__(self:CachedLoader, memo):
+    "Return itself: what was loaded is shared"
+    return self
 
 @delegates(CachedLoader)
 def cached(

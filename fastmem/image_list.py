@@ -499,7 +499,9 @@ def _random(seed):
 def filter_by_rand(self:ImageList,
     p:float, # Chance of an image to be kept, 0 to 1
     seed:int=None, # Of the random numbers; NumPy's state as it is if `None`
-)->ImageList: return self._filter(_random(seed).random(len(self))<p, f'each was kept with a chance of {p}')
+)->ImageList:
+    "Keep a random part of the images"
+    return self._filter(_random(seed).random(len(self))<p, f'each was kept with a chance of {p}')
 
 @patch
 def use_partial_data(self:ImageList,
@@ -560,7 +562,9 @@ def image_block(self:ImageList)->TransformBlock:
 
 # %% ../nbs/12_image_list.ipynb #b149ef44
 @patch
-def input_block(self:ImageList)->TransformBlock: return self.image_block()
+def input_block(self:ImageList)->TransformBlock:
+    "Return the block that opens the images"
+    return self.image_block()
 
 @patch(cls_method=True)
 def block(cls:ImageList, **kwargs)->TransformBlock:
@@ -574,9 +578,13 @@ def _sources(self:ImageList):
 
 # %% ../nbs/12_image_list.ipynb #4cd0eb7f
 @patch
-def __len__(self:ImageList): return len(self.items)
+def __len__(self:ImageList):
+    "Count the images"
+    return len(self.items)
 @patch
-def __getitem__(self:ImageList, i): return self.get(i) if is_indexer(i) else self._pick(L(range_of(self.items))[i])
+def __getitem__(self:ImageList, i):
+    "Open an image by its number, or take a part of the list"
+    return self.get(i) if is_indexer(i) else self._pick(L(range_of(self.items))[i])
 
 @patch
 def show(self:ImageList,
@@ -646,7 +654,9 @@ def split_none(self:ImageList)->ItemLists:
 @patch
 def split_by_idx(self:ImageList,
     valid_idx:list, # Numbers of the images to validate on
-)->ItemLists: return self.split_by_idxs(np.setdiff1d(range_of(self.items), _idxs(self, valid_idx)), valid_idx)
+)->ItemLists:
+    "Split by the numbers of the images to validate on"
+    return self.split_by_idxs(np.setdiff1d(range_of(self.items), _idxs(self, valid_idx)), valid_idx)
 
 # %% ../nbs/12_image_list.ipynb #157881f5
 def _shuffled(images, seed):
@@ -679,7 +689,9 @@ def split_subsets(self:ImageList,
 @patch
 def split_by_valid_func(self:ImageList,
     func, # Whether to validate on an image, by its path
-)->ItemLists: return self.split_by_idx([bool(func(o)) for o in self.items])
+)->ItemLists:
+    "Split by a function of the path"
+    return self.split_by_idx([bool(func(o)) for o in self.items])
 
 @patch
 def split_by_folder(self:ImageList,
@@ -695,7 +707,9 @@ def split_by_folder(self:ImageList,
 @patch
 def split_from_df(self:ImageList,
     col=2, # Column that says whether to validate on an image, by name or number
-)->ItemLists: return self.split_by_idx(_full_column(self.inner_df, col).astype(bool))
+)->ItemLists:
+    "Split by a column of the table"
+    return self.split_by_idx(_full_column(self.inner_df, col).astype(bool))
 
 # %% ../nbs/12_image_list.ipynb #b3399228
 @patch
@@ -714,7 +728,9 @@ def split_by_files(self:ImageList,
 def split_by_fname_file(self:ImageList,
     fname:str, # Text file with a name a line
     path:Path=None, # Where it is; the list's own if `None`
-)->ItemLists: return self.split_by_files((Path(ifnone(path, self.path))/fname).read_text().splitlines())
+)->ItemLists:
+    "Split by the names in a text file"
+    return self.split_by_files((Path(ifnone(path, self.path))/fname).read_text().splitlines())
 
 # %% ../nbs/12_image_list.ipynb #58ceb3de
 class LabelLists(ItemLists):
@@ -907,7 +923,9 @@ def add_test(self:LabelLists,
 def add_test_folder(self:LabelLists,
     test_folder:str='test', # Folder of `path`
     label=None, # v1's; images to test on have none
-)->LabelLists: return self.add_test(self.path/test_folder)
+)->LabelLists:
+    "Add the images of a folder, without labels"
+    return self.add_test(self.path/test_folder)
 
 # %% ../nbs/12_image_list.ipynb #d65b0faa
 @patch

@@ -421,6 +421,7 @@ def preload(self:MemDL, columns, n_workers=None):
 # %% ../nbs/09_loader.ipynb #cc3482dd
 @patch
 def __iter__(self:MemDL):
+    "Give the batches of an epoch"
     self._start_epoch()
     self._begun,workers,batches = True,self.fake_l.num_workers,super(MemDL, self).__iter__()
     if not self.columns: yield from batches; return
@@ -548,9 +549,11 @@ def __reduce_ex__(self:MemDL, protocol):
 
 @patch
 def __deepcopy__(self:MemDL, memo):
+    "Copy the loader and its state, on the same cache"
     stock = copy.deepcopy(self.stock(), memo)
     return in_memory_dl(stock, self.options, self.cache, adds=self._adds)
 
 @patch
 def __copy__(self:MemDL):
+    "Copy the loader, on the same cache"
     return in_memory_dl(self, self.options, self.cache, like=self, adds=self._adds)

@@ -24,7 +24,9 @@ class Opener(NamedTuple):
     digest:str # Of the class and all code and values that it opens images with
     session_only:str='' # Why `digest` says nothing to other runs of Python; '' if it does
 
-def open_mode(cls): return cls._open_args.get('mode')
+def open_mode(cls):
+    "Return the mode that `cls` opens images in; `None` for that of the file"
+    return cls._open_args.get('mode')
 
 _stock_create = PILBase.create.__func__
 _stock_load = load_image
@@ -130,7 +132,7 @@ class _Walk:
             self.n_left = _max_values
 
     def value(self, o):
-        "Note what `o` is, once; raises `_Incomparable`"
+        "Note what `o` is, once; raises _Incomparable"
         kind = type(o)
         if kind in _plain_types: return self.plain(o)
         if kind in (tuple,frozenset,types.CodeType): return _walkers[kind](self, o)  # equal ones may be one, or not
@@ -148,16 +150,20 @@ class _Walk:
 # %% ../nbs/01_opener.ipynb #cc1d0c7e
 @patch
 def items(self:_Walk, o):
+    "Note what a list, tuple or set holds"
     if len(o)>self.n_left: raise _Incomparable(f"a {type(o).__name__} of {len(o):,}")
     self.note(type(o).__name__, len(o))
     if isinstance(o, (set,frozenset)): o = sorted(o, key=repr)
     for x in o: self.value(x)
 
 @patch
-def dict_items(self:_Walk, o): self.items([*o.items()])
+def dict_items(self:_Walk, o):
+    "Note what a dict holds"
+    self.items([*o.items()])
 
 @patch
 def array(self:_Walk, o):
+    "Note the values of an array"
     if o.nbytes>_max_value_bytes: raise _Incomparable(f"an array of {o.nbytes:,} bytes")
     if o.dtype.hasobject: return self.pickled(o)
     checksum = hashlib.blake2b(np.ascontiguousarray(o)).hexdigest()
@@ -165,6 +171,7 @@ def array(self:_Walk, o):
 
 @patch
 def tensor(self:_Walk, o):
+    "Note the values of a tensor"
     if o.device.type!='cpu' or o.layout is not torch.strided: raise _Incomparable(f"a tensor on {o.device}")
     if o.nbytes>_max_value_bytes: raise _Incomparable(f"a tensor of {o.nbytes:,} bytes")
     self.note('tensor', o.dtype)
@@ -174,7 +181,7 @@ def _reduce(o): return o.__reduce_ex__(4)
 
 @patch
 def pickled(self:_Walk, o):
-    "Note the class and state of an object; raises `_Incomparable`"
+    "Note the class and state of an object; raises _Incomparable"
     if hasattr(o, '__wrapped__'): return self.value(o.__wrapped__)
     try: parts = copyreg.dispatch_table.get(type(o), _reduce)(o)
     except Exception as e: raise _Incomparable(f"a {type(o).__name__} that can't be compared between runs ({e})") from e
@@ -186,6 +193,7 @@ def pickled(self:_Walk, o):
 # %% ../nbs/01_opener.ipynb #ba9e4b16
 @patch
 def code(self:_Walk, o):
+    "Note the instructions of a function"
     counts = o.co_argcount,o.co_posonlyargcount,o.co_kwonlyargcount,o.co_flags
     names = o.co_names,o.co_varnames,o.co_freevars,o.co_cellvars
     self.note('code', o.co_code, getattr(o, 'co_exceptiontable', b''), counts, names)
@@ -193,6 +201,7 @@ def code(self:_Walk, o):
 
 @patch
 def function(self:_Walk, o):
+    "Note the code of a function, and what it names"
     version = _package_version(_module_of(o))
     self.note('function', *([_module_of(o), o.__qualname__, version] if version else []))
     read,changed = _names(o.__code__)
@@ -205,6 +214,7 @@ def function(self:_Walk, o):
 
 @patch
 def cell(self:_Walk, name, o, attributes):
+    "Note a value that a function closes over"
     try: contents = o.cell_contents
     except ValueError: return self.note('empty cell', name)
     self.outer_value(name, contents, attributes)
@@ -235,6 +245,7 @@ _class_internals = {'__module__','__qualname__','__doc__','__dict__','__weakref_
 
 @patch
 def class_(self:_Walk, o):
+    "Note the class and its own methods"
     version = _package_version(_module_of(o))
     self.note('class', _module_of(o), o.__qualname__, version)
     if version: return
@@ -248,20 +259,28 @@ def class_(self:_Walk, o):
 
 @patch
 def method(self:_Walk, o):
+    "Note a method and the object that it is of"
     self.value(o.__func__)
     self.value(o.__self__)
 
 @patch
 def builtin(self:_Walk, o):
+    "Note a function that is not written in Python"
     self.note('builtin', o.__qualname__)
     self.value(None if isinstance(o.__self__, types.ModuleType) else o.__self__)
 
 @patch
-def wrapper(self:_Walk, o): self.value(o.__func__)
+def wrapper(self:_Walk, o):
+    "Note what a wrapper calls"
+    self.value(o.__func__)
 @patch
-def property_(self:_Walk, o): self.items([o.fget, o.fset])
+def property_(self:_Walk, o):
+    "Note the functions of a property"
+    self.items([o.fget, o.fset])
 @patch
-def module(self:_Walk, o): self.note('module', o.__name__)
+def module(self:_Walk, o):
+    "Note a module, by its version or its code"
+    self.note('module', o.__name__)
 
 _walkers = {
     tuple: _Walk.items,

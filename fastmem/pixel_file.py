@@ -369,6 +369,7 @@ def __getstate__(self:PixelFile):
 
 @patch
 def __setstate__(self:PixelFile, state):
+    "Open the files again, in a worker that was spawned"
     number,writable = state.pop('number'),state.pop('writable')
     self.__dict__.update(state)
     self.arena.watch()
@@ -619,7 +620,9 @@ def purge(self:PixelFile)->int: # Bytes given back
 
 # %% ../nbs/04_pixel_file.ipynb #d5d69431
 @patch
-def limits(self:PixelFile)->dict: return {}
+def limits(self:PixelFile)->dict:
+    "Return what limits the file, as an arena says it"
+    return {}
 
 @patch
 def shrink(self:PixelFile,
