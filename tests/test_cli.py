@@ -45,14 +45,14 @@ def test_plan(tmp_path):
     photo_folder(tmp_path, 12)
     res = run('fastmem-plan', tmp_path, '--size', 224, '--limit-mb', 1)
     assert res.returncode==0 and not res.stderr, 'no warning of another package on the screen'
-    assert '12 images' in res.stdout and 'limit_bytes' in res.stdout and 'host RAM' in res.stdout
-    assert all(o in res.stdout for o in ('resized','decoded','encoded','read from disk','s to fill','ms to decode'))
+    assert 'images     12' in res.stdout and 'limit_bytes' in res.stdout and 'host RAM' in res.stdout
+    assert all(o in res.stdout for o in ('resized','decoded','encoded','read from disk','s with'))
 
 def test_plan_names_what_it_cant_read(tmp_path):
     files = photo_folder(tmp_path, 6)
     for o in files[:2]: o.write_bytes(o.read_bytes()[:1500])  # headers without pixels
     out = run_command(tmp_path, 'fastmem-plan', tmp_path)
-    assert "2 can't be read" in out and str(files[0]) in out and str(files[1]) in out and '6 images' in out
+    assert "2 can't be read" in out and str(files[0]) in out and str(files[1]) in out and 'images     6' in out
     for o in files: o.write_text('no image')
     assert 'fastmem-plan: none of 6 images can be read' in run_command(tmp_path, 'fastmem-plan', tmp_path, status=1)
 
@@ -82,7 +82,7 @@ def test_bench_as_it_is_typed(tmp_path):
               '--workers', 0, 1, '--plot', tmp_path/'bench.png')
     assert res.returncode==0 and 'FutureWarning' not in res.stderr, res.stderr
     assert '30 of 40 images' in res.stdout and '40 images, ' in res.stdout and 'waits for its images' in res.stdout
-    assert res.stdout.count('1.0x')>=2 and res.stdout.count('100%')==6
+    assert res.stdout.count('1.0x')>=2 and res.stdout.count('100%')==7
     assert Image.open(tmp_path/'bench.png').size>(100,100)
     assert len(list((tmp_path/'images').rglob('*')))==43, 'no file of the user is touched, none is added'
 
