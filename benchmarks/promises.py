@@ -24,7 +24,7 @@ def main(
         nonlocal n_run
         n_run += 1
         try: run_sequence(*sequence)
-        except Exception as e: errors.append(e); print(f'{type(e).__name__}: {str(e)[:300]}', *getattr(e, '__notes__', ()), sep='\n  ', flush=True)
+        except Exception as e: errors.append(e); print(f'{type(e).__name__}: {str(e)[:300]}', getattr(e, 'steps', ''), sep='\n  ', flush=True)
     check()
     print(f'{n_run} sequences in {time.perf_counter()-start_s:.0f} s, {len(errors)} differ from stock')
     if errors: sys.exit(1)

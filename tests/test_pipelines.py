@@ -105,7 +105,8 @@ def run_sequence(spec, options, has_path, is_mixed, steps):
                 try: sides.step(what, arg)
                 except Exception as e:
                     if sides.options['store'] in ('resized','encoded') and isinstance(e, ValueError) and 'store=' in str(e): return
-                    e.add_note(f'step {i}, {what} {arg}, of {[("epoch",None), *steps]} with {spec}, {sides.options}, mixed sizes: {is_mixed}')
+                    e.steps = f'step {i}, {what} {arg}, of {[("epoch",None), *steps]} with {spec}, {sides.options}, mixed sizes: {is_mixed}'
+                    note(e.steps)
                     raise
     finally: shutil.rmtree(folder)
 
