@@ -45,10 +45,11 @@ def check_images(dls):
 @patch
 @delegates(Options.__init__)
 def in_memory(self:DataLoaders,
+    mode:str='lazy', # When to fill: 'lazy' on first use, 'preload' now, 'stream' never
     **kwargs
 )->DataLoaders: # The same object
     "Keep the images of these `DataLoaders` in memory, from now on; raises `TypeError` where there are none"
-    options = Options(**kwargs)
+    options = Options(mode, **kwargs)
     check_images(self)
     if len(shared_guard().caches): gc.collect()  # a dropped Learner and its cache are a cycle
     fastais = [o for o in self.loaders if isinstance(o, TfmdDL)]
@@ -179,7 +180,10 @@ def purge(self:DataLoaders)->int: # Bytes given back
 
 # %% ../nbs/10_api.ipynb #d5127e17
 def _check_caches(dls):
+    for o in dls: o.follow()  # items may have changed in number
     for o in {o.cache for o in dls}: o.check()
+    for o in dls:
+        for c in _kept_columns([o]): o.cache.check(c.slots, c.recipe)
 
 @patch
 def check(self:CacheStats)->L: # Paths

@@ -194,6 +194,12 @@ def flush(self:ImageCache):
     "Write what files are still to be told of the images in them"
     for o in self.files.values(): o.flush()
 
+@patch
+def sync(self:ImageCache):
+    "Find what other programs have kept in the files since, and forget what they have purged"
+    self.flush()
+    for o in self.files.values(): o.sync()
+
 @patch(as_prop=True)
 def is_there(self:ImageCache)->bool:
     "Whether the files are those that are in the folder now"

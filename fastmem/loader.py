@@ -406,6 +406,7 @@ def _start_epoch(self:MemDL):
     self._worker_random = None
     self.follow()
     if not self.columns: return
+    self.cache.sync()
     self.cache.guard.expect(self, self.in_flight_bytes(), 'begun')
     if type(self.after_batch) is Pipeline: self.after_batch = FloatPipeline(self.after_batch, self.cache.batches)
     apply_plan(self.cache, self.options.mode, self.options.on_full)
@@ -544,7 +545,7 @@ def _empty(stock_cls): return object.__new__(mem_class(stock_cls))
 @patch
 def __reduce_ex__(self:MemDL, protocol):
     if multiprocessing.context.get_spawning_popen() is None: return noop, (self.stock(),)  # unpickled by fastcore alone
-    state = {k: v for k,v in vars(self).items() if k!='fake_l'}
+    state = {k: v for k,v in vars(self).items() if k not in ('fake_l','_seen')}  # a worker looks anew
     return _empty, (self.stock_cls,), state
 
 @patch

@@ -49,7 +49,8 @@ def warn_full(
 ):
     "Say that the guard stopped the fill"
     warn_given_back(cache, nouns)
-    text = (f'out of memory ({cache.guard.binding()}): {human_bytes(cache.held_bytes)} of {nouns.things} cached, '
+    what = 'memory' if cache.path is None else 'disk space'
+    text = (f'out of {what} ({cache.guard.binding()}): {human_bytes(cache.held_bytes)} of {nouns.things} cached, '
             f'the rest is read from {nouns.origin} each epoch. Use {nouns.way_out}, or free memory.')
     cache.tell_once('full', text)
 

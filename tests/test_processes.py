@@ -6,6 +6,7 @@ import psutil
 import pytest
 from fastai.vision.all import *
 from fastmem.all import *
+from fastmem.arena import Arena
 from fastmem.recipe import *
 from fastmem.threads import *
 from fastmem.cache import *
