@@ -79,7 +79,7 @@ class Sides:
         self.n += 1
         want,got = [self.epoch_of(o, only, mid) for o in self.sides]
         found = difference(want, got, self.exact)
-        if found and self.is_refusal(got): return
+        if found and self.is_refusal(got): raise ValueError('what is asked for is refused: give another store=')  # the sides differ from here on
         assert not found, f'loader, batch, element: {found}'
 
     def epoch_of(self, dls, only, mid):
