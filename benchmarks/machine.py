@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 import psutil
 from fastcore.all import *
 
-packages = 'fastmem torch torchvision fastai pillow numpy stocaching monai datasets tensordict ffcv'.split()
+packages = 'fastai-fastmem torch torchvision fastai pillow numpy stocaching monai datasets tensordict ffcv'.split()
 
 def package_version(
     name:str, # On PyPI

@@ -1,4 +1,4 @@
-"What a plan says beside what comes: bytes, seconds to fill, images/s once warm; the plan of a million files; pixels in a file beside pixels in RAM"
+"What a plan says beside what comes: bytes and seconds to fill; the plan of a million files; pixels in a file beside pixels in RAM"
 import time
 from pathlib import Path
 
@@ -36,9 +36,9 @@ def predict(work)->tuple:
     files = list(work.files)
     plan_s,plan = seconds(lambda: probe(files, size=work.px, n_timed=32))
     dls = float_dls(work)
-    measured = dict(fill_s=fill(dls), warm_rate=warm_rate(dls), bytes=dls.memory.cached_bytes)
+    measured = dict(fill_s=fill(dls), bytes=dls.memory.cached_bytes)
     dls.purge()
-    return dict(fill_s=plan.fill_s, warm_rate=plan.warm_rate, bytes=plan.total_bytes, plan_s=plan_s),measured
+    return dict(fill_s=plan.fill_s, bytes=plan.total_bytes, plan_s=plan_s),measured
 
 def predictions(work, runs)->dict:
     "Predicted over measured, in turns"

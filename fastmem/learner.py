@@ -24,8 +24,11 @@ from .guard import *
 from .recipe import *
 from .plan import *
 from .cache import *
-from .block import *
+from .columns import *
+from .batch import *
+from .messages import *
 from .loader import *
+from .api import *
 
 # %% ../nbs/11_learner.ipynb #3d8a3da9
 def disk_read_s(
@@ -149,6 +152,6 @@ def memory_plan(self:Learner,
         step_s = _step_s(self, batch, n_steps)
     finally: set_random_states(**states)
     plan = plan._replace(waits_frac=waits_frac(load_s, step_s, dl.fake_l.num_workers))
-    if not plan.hardly_waits: return plan
+    if plan.waits_frac>=.1: return plan
     return plan._replace(warnings=(*plan.warnings, f'Loading is not the bottleneck: a step takes {step_s:.3g} s, and stock makes a batch '
                          f'in {load_s:.3g} s with each of {dl.fake_l.num_workers} workers. Keeping images would hardly make training faster.'))

@@ -49,7 +49,9 @@ class Inverted(RandTransform):
     "A random item transform that fastmem does not know"
     def encodes(self, x:PILImage): return PILImage(x.point(lambda o: 255-o)) if random.random()<.5 else x
 
-environ = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(Path(__file__).parent)}
+_here = Path(__file__).resolve().parent
+environ = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': f'{_here}:{_here.parent}'}
+environ.pop('PYTHONDONTWRITEBYTECODE', None)  # compiling fastai and torch anew takes each program 10 s
 
 def run_program(tmp_path, code, *args, timeout_s=300):
     "Run `code` with `args` in a Python of its own, which has to end well; what it printed"

@@ -4,8 +4,8 @@ import gc, random, time, tracemalloc
 import pytest
 from fastai.vision.all import *
 from fastmem.all import *
-from fastmem.loader import FloatPipeline, TargetColumn
-from fastmem.arena import BatchMemory
+from fastmem.batch import FloatPipeline, TargetColumn
+from fastmem.batch_memory import BatchMemory
 from fasttransform import Pipeline
 from helpers import Inverted, batches, photo, photo_folder, psnr, random_states, run_forked
 
@@ -212,8 +212,8 @@ def test_floats_are_those_of_stock(tfms, cls):
 
 extended = '''
 from fastai.vision.all import *
-from fastmem.arena import BatchMemory
-from fastmem.loader import FloatPipeline
+from fastmem.batch_memory import BatchMemory
+from fastmem.batch import FloatPipeline
 from fasttransform import Pipeline
 def check():
     tfms = [IntToFloatTensor(), Normalize.from_stats(*imagenet_stats, cuda=False)]
@@ -273,16 +273,24 @@ def test_what_is_no_label_is_asked_for_each_time(tmp_path):
         stock,ours = (batches(wrap(make(tmp_path, Resize(32), (ImageBlock,block), get_y, bs=4, n_inp=1))) for wrap in (noop,lambda dls: dls.in_memory()))
         for (_,y),(_,y1) in zip(L(stock).concat().concat(), L(ours).concat().concat()): assert type(y) is type(y1) and str(y)==str(y1)
 
-def test_why_targets_are_made_item_by_item(tmp_path):
+def test_targets_that_draw_random_numbers_are_gathered_as_stock_draws_them(tmp_path):
+    photo_folder(tmp_path, 12, size=(60,50))
+    def epochs(wrap):
+        dls = wrap(make(tmp_path, Resize(32), (ImageBlock,RegressionBlock), lambda o: random.random(), n_inp=1))
+        set_seed(1)
+        return batches(dls, 2),dls
+    (stock,_),(ours,dls) = epochs(noop),epochs(lambda dls: dls.in_memory())
+    assert dls.memory.batches=='gathered'
+    for (x,y),(x1,y1) in zip(L(stock).concat().concat(), L(ours).concat().concat()): assert torch.equal(y, y1) and psnr(x, x1, 1)>28
+
+def test_a_target_that_fails_raises_what_it_raises(tmp_path):
     photo_folder(tmp_path, 12, size=(60,50))
     fails = []
     def failing(o):
         if fails: raise KeyError(o)
         return o.parent.name
-    why = lambda get_y: make(tmp_path, Resize(32), (ImageBlock,RegressionBlock), get_y, n_inp=1).in_memory().memory.batches
-    assert 'random' in why(lambda o: random.random())
     dls = make(tmp_path, Resize(32), get_y=failing).in_memory(); fails.append(1)
-    assert 'KeyError' in dls.memory.batches
+    with pytest.raises(KeyError): list(dls.train)
 
 # --- targets that are asked for ---
 
@@ -426,11 +434,11 @@ def test_bookkeeping_takes_at_most_64_bytes_an_item(tmp_path):
     dls = DataLoaders(*[TfmdDL(dsets.subset(i), bs=64, num_workers=0, after_item=[Resize(32),ToTensor]) for i in (0,1)])
     gc.collect(); tracemalloc.start(); before = tracemalloc.get_traced_memory()[0]
     dls.in_memory()
-    target = TargetColumn(dls.train_ds.tls[1]); target[np.arange(64)]
+    dls.train.draw_batch(list(range(64)))
     gc.collect(); taken = tracemalloc.get_traced_memory()[0]-before
     tracemalloc.stop()
     arena = dls.train.cache.arena
-    table_bytes = sum(getattr(arena, o).itemsize*(4 if o=='sizes' else 1) for o in ('places','sizes','modes','pixel_bytes','stamps'))
+    table_bytes = sum(getattr(arena, o).itemsize*(4 if o=='sizes' else 1) for o in ('entries','sizes','modes','value_bytes','stamps','firsts','seconds'))
     assert taken/n+table_bytes <= 64, (taken/n, table_bytes)
 
 @pytest.mark.parametrize('tfms', [Resize(600, method=ResizeMethod.Squish), []], ids=['squished','whole'])

@@ -1,16 +1,18 @@
 "The published examples of the tutorials, small: what comes out is as before, with and without workers, and after one pass the folder may go"
-import csv, shutil
+import csv, pickle, random, shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from fastai.vision.all import (IntToFloatTensor, L, PILImage, RandomSplitter, Resize, TfmdLists, ToTensor, Transform, fastuple, parent_label, tensor)
 from fastmem.all import *
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import v2
-from helpers import photo
+from helpers import photo, photo_folder
 
 n,size = 48,(89,109)
 steady = v2.Compose([v2.CenterCrop(64), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
@@ -154,3 +156,86 @@ def test_a_generated_dataset_would_be_frozen(num_workers):
     with pytest.raises(ValueError, match=r'RandomTensors differs in `sample\[0\]` .* a cache would freeze it.*transform='): CachedDataset(RandomTensors())
     fixed = CachedDataset(RandomTensors(), on_random='freeze')
     assert alike(batches(fixed, num_workers), batches(fixed, num_workers))
+
+# --- fastai's tutorial of Siamese pairs: two images by one transform ---
+
+class SiameseImage(fastuple): pass
+
+class SiameseTransform(Transform):
+    "As published (docs.fast.ai/tutorial.siamese), but for `open`; training pairs are drawn anew each time"
+    def __init__(self, files, label_func, splits, open=PILImage.create):
+        self.open,self.label_func,self.labels = open,label_func,files.map(label_func).unique()
+        self.lbl2files = {l: L(f for f in files if label_func(f)==l) for l in self.labels}
+        self.valid = {f: self._draw(f) for f in files[splits[1]]}
+
+    def encodes(self, f):
+        f2,t = self.valid.get(f) or self._draw(f)
+        return SiameseImage(self.open(f), self.open(f2), t)
+
+    def _draw(self, f):
+        same = random.random()<.5
+        cls = self.label_func(f)
+        if not same: cls = random.choice(L(l for l in self.labels if l!=cls))
+        return random.choice(self.lbl2files[cls]),same
+
+def side_by_side(files, open, num_workers=0):
+    random.seed(3)
+    splits = RandomSplitter(seed=42)(files)
+    tls = TfmdLists(files, SiameseTransform(files, parent_label, splits, open), splits=splits)
+    return tls.dataloaders(after_item=[Resize(32), ToTensor], after_batch=[IntToFloatTensor], bs=4, num_workers=num_workers, device='cpu')
+
+class PILNote(PILImage):
+    "A class whose images say where they are from"
+    @classmethod
+    def create(cls, fn, **kwargs):
+        res = super().create(fn, **kwargs)
+        res.note = fn.name
+        return res
+
+openers = dict(create=PILImage.create, partial=partial(PILImage.create), own=PILNote.create)
+
+@both
+@pytest.mark.parametrize('opener', openers)
+def test_the_siamese_tutorial(tmp_path, opener, num_workers):
+    files = L(photo_folder(tmp_path/'pets', 24, (60,48)))
+    fn = openers[opener]; create = cached(fn)
+    stock,ours = side_by_side(files, fn),side_by_side(files, create, num_workers)
+    for _ in range(2):
+        for a,b in zip(stock.valid, ours.valid): assert all(x.equal(y) for x,y in zip(a,b))
+    for _ in range(3): assert sum(len(b[0]) for dl in ours.loaders for b in dl)==24
+    for o in files: create(o)
+    n_misses = create.memory.misses
+    shutil.rmtree(tmp_path/'pets')
+    list(ours.valid); assert create.memory.misses==n_misses>=24==create.memory.n_cached
+    im = create(files[0])
+    if opener=='own': assert type(im) is PILNote and im.note==files[0].name
+    create.cache.check()
+
+def test_what_is_exported_with_a_cached_opener_needs_no_fastmem(tmp_path):
+    files = L(photo_folder(tmp_path, 4, (60,48)))
+    dls = side_by_side(files, cached(PILImage.create))
+    data = pickle.dumps(dls.train.dataset.tfms)
+    assert b'fastmem' not in data
+    assert pickle.loads(data)(files[0])[0].size==PILImage.create(files[0]).size
+
+@both
+def test_a_dataset_of_pairs(tmp_path, num_workers):
+    files = L(photo_folder(tmp_path/'pets', 12, (60,48)))
+    class Pairs(Dataset):
+        def __len__(self): return 12
+        def __getitem__(self, i): return tensor(PILImage.create(files[0]).resize((8,8))),tensor(PILImage.create(files[i]).resize((8,8))),i%2
+    want = list(DataLoader(Pairs(), 4)); ours = CachedDataset(Pairs())
+    list(DataLoader(ours, 4, num_workers=num_workers)); shutil.rmtree(tmp_path/'pets')
+    assert all(x.equal(y) for a,b in zip(DataLoader(ours, 4, num_workers=num_workers), want) for x,y in zip(a,b))
+
+def test_a_path_that_is_more_than_its_name_is_asked_for_each_time(tmp_path):
+    file, = photo_folder(tmp_path, 1, (60,48))
+    class Page(str): page = 0
+    class Frame(type(file)): frame = 0
+    load = cached(lambda o: (str(o),getattr(o, 'page', getattr(o, 'frame', None))))
+    for cls,k in ((Page,'page'),(Frame,'frame')):
+        for n in range(3):
+            o = cls(file); setattr(o, k, n)
+            assert load(o)==(str(file),n)
+    assert load.memory.n_cached==0 and load(file)==load(str(file))==(str(file),None) and load.memory.n_cached==1
+    assert cached(PILImage.create)(file, mode='L').mode=='L'

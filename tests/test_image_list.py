@@ -1,5 +1,5 @@
 "fastai v1's lines on fastai v2: the batches of stock, from memory once they were read, whatever the source, the split and the labels"
-import itertools, json, math, re, shutil
+import itertools, json, math, pickle, re, shutil
 
 import pandas as pd
 import pytest
@@ -514,3 +514,278 @@ def test_a_cell_that_is_run_again_finds_its_images(path):
         assert data.memory.n_cached==n_files and len({id(o) for o in shared_guard().caches})==1
     assert make(from_folder(ImageListInMemory, path).split_none().label_from_folder()).memory.n_cached==0, 'which reads on command alone'
     assert cell(24).train.cache is not data.train.cache
+
+# --- what v1 did: a pair of transforms ---
+
+class Mark(Transform):
+    "Notes in red how often it ran, where it runs: +10 for each"
+    def __init__(self, n=10): self.n = n; super().__init__()
+    def encodes(self, x:PILImage):
+        a = np.array(x); a[...,0] += self.n
+        return PILImage(Image.fromarray(a))
+
+class BatchMark(Transform):
+    order = 20
+    def encodes(self, x:TensorImage): return x+1
+
+def add_30(x):
+    if not isinstance(x, PILImage): return x
+    a = np.array(x); a[...,0] += 30
+    return PILImage(Image.fromarray(a))
+
+@pytest.fixture(scope='module')
+def black(tmp_path_factory):
+    "Eight black images and two to test on"
+    path = tmp_path_factory.mktemp('black')
+    for i in range(10):
+        file = path/('test' if i>7 else 'ab'[i%2])/f'{i}.png'
+        file.parent.mkdir(exist_ok=True)
+        Image.new('RGB', (20,20)).save(file)
+    return path
+
+def black_lists(path, cls=MemoryImageList): return cls.from_folder(path, include=['a','b']).split_by_idx([0,1,2]).label_from_folder().add_test_folder()
+
+pairs = dict(  # what is given; red of the images to train, validate and test on, and what was added to their batches
+    both=(dict(item_tfms=([Mark()],[Mark(20)])), (10,20,20), (0,0,0)),
+    train=(dict(item_tfms=([Mark(),Mark(5)],[])), (15,0,0), (0,0,0)),
+    valid=(dict(item_tfms=(None,[Mark()])), (0,10,10), (0,0,0)),
+    neither=(dict(item_tfms=(None,None)), (0,0,0), (0,0,0)),
+    lists=(dict(item_tfms=[[Mark()],L(Mark(20))]), (10,20,20), (0,0,0)),
+    same=(dict(item_tfms=([mark:=Mark()],[mark])), (10,10,10), (0,0,0)),
+    functions=(dict(item_tfms=([add_30,Mark()],[Mark])), (40,10,10), (0,0,0)),
+    batches=(dict(batch_tfms=([BatchMark(),BatchMark()],[BatchMark()])), (0,0,0), (2,1,1)),
+    all=(dict(item_tfms=([Mark()],[]), batch_tfms=([BatchMark()],[])), (10,0,0), (1,0,0)),
+    no_pair=(dict(item_tfms=[Mark()], batch_tfms=BatchMark()), (10,10,10), (1,1,1)))
+
+@pytest.mark.parametrize('cls', [ImageList,MemoryImageList])
+@pytest.mark.parametrize('given,red,added', pairs.values(), ids=pairs)
+def test_a_pair_of_transforms_is_one_for_each_part(black, cls, given, red, added):
+    data = black_lists(black, cls).transform(**given).databunch(bs=4, num_workers=0, device='cpu')
+    for _ in range(2):
+        got = [float(dl.one_batch()[0][0].max()) for dl in data.loaders]
+        assert np.allclose(got, [r/255+a for r,a in zip(red,added)], atol=1e-3)
+    assert np.isclose(float(data.test_dl(get_image_files(black/'test')).one_batch()[0].max()), red[2]/255+added[2], atol=1e-3)
+
+def test_the_pair_is_left_as_it_was(black):
+    given = [FlipItem(1.)],[FlipItem(1.)]
+    black_lists(black).transform(given)
+    assert [o.split_idx for o, in given]==[0,0]
+
+stock_pairs = dict(resize=(([Resize(24)],[Resize(16)]), None), random=(([RandomResizedCrop(16)],[Resize(16)]), None),
+                   crop=(([FlipItem(1.),CropPad(24)],[CropPad(16)]), None), batch=((aug_transforms(),[]), 32), sized=(([FlipItem()],[FlipItem(1.)]), 32))
+
+@pytest.mark.parametrize('pair,size,num_workers', [*[(*o,0) for o in stock_pairs.values()],(*stock_pairs['random'],2)], ids=[*stock_pairs,'workers'])
+def test_a_pair_gives_the_batches_of_stock(path, pair, size, num_workers):
+    def epochs(il):
+        set_seed(0)
+        labelled = il.split_by_folder().label_from_folder().transform(pair, size=size)
+        return batches(labelled.databunch(bs=4, num_workers=num_workers, device='cpu'), 2)
+    for a,b in zip(epochs(from_folder(ImageList, path)), epochs(from_folder(MemoryImageList, path, store='decoded'))): same_batches(L(a).concat(), L(b).concat())
+
+@pytest.mark.parametrize('tfms', [([],[],[]), ([FlipItem()],FlipItem()), [[FlipItem()]]], ids=['three','half','nested'])
+def test_what_is_no_pair_is_refused(black, tfms):
+    for name in ('item_tfms','batch_tfms'):
+        with pytest.raises(TypeError, match='a list of transforms, or a pair'): black_lists(black).transform(**{name:tfms})
+
+# --- a list's own `open` and `get` ---
+
+def inverted(im): return PILImage(Image.fromarray(255-np.array(im)))
+
+class ForumList(ImageList):
+    "As it was pasted in the forum, with v2's image class"
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._map = {}
+    def open(self, i):
+        item = self._map.get(str(i))
+        if isinstance(item, Image.Image): return item
+        item = super().open(i)
+        self._map[str(i)] = item
+        return item
+
+class OpenList(MemoryImageList):
+    def open(self, fn): return inverted(super().open(fn))
+
+class GetList(MemoryImageList):
+    def get(self, i): return inverted(super().get(i))
+
+class ByNumber(MemoryImageList):
+    "Keeps what it made by number, as one list of v1's forum did, and makes it by its table"
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.made = {}
+    def get(self, i):
+        if i not in self.made: self.made[i] = PILImage(Image.new('RGB', (40,40), (int(self.inner_df.x.iloc[i]*4),0,0)))
+        return self.made[i]
+
+class Scaled(MemoryImageList):
+    def __init__(self, *args, scale=2, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.scale = scale
+        self.copy_new += ['scale']
+    def open(self, fn): return PILImage(super().open(fn).point(lambda v: v//self.scale))
+
+class Plain(MemoryImageList):
+    "Gives Pillow's own image"
+    def open(self, fn): return Image.open(fn).convert('RGB').transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+own_lists = dict(forum=ForumList, open=OpenList, get=GetList, by_number=ByNumber, scaled=partial(Scaled, scale=3), plain=Plain,
+                 after_open=partial(MemoryImageList, after_open=inverted), stream=partial(ImageList, after_open=inverted),
+                 on_command=type('OnCommand', (OpenList,ImageListInMemory), {'mode':'stream'}))
+
+def table_list(cls, path): return cls([path/f'{o}.jpg' for o in pd.read_csv(path/'labels.csv').name], path=path, inner_df=pd.read_csv(path/'labels.csv'))
+
+@pytest.mark.parametrize('cls,num_workers', [*[(o,0) for o in own_lists.values()],(GetList,2)], ids=[*own_lists,'workers'])
+def test_batches_have_what_the_list_shows(path, cls, num_workers):
+    il = table_list(cls, path)
+    want = {o: np.array(il[i]) for i,o in enumerate(il.items)}
+    lists = il.split_by_idx([3,1,20]).label_from_folder()
+    data = lists.transform([CropPad(32)]).databunch(bs=4, num_workers=num_workers, device='cpu')
+    for _ in range(2):
+        for part,dl in zip((lists.train,lists.valid), data.loaders):
+            got = [x for b in dl.new(shuffle=False, drop_last=False) for x in b[0]]
+            assert len(got)==len(part)
+            for x,file in zip(got, part.items):
+                assert np.array_equal(np.array(part[part.items.index(file)]), want[file])
+                assert np.array_equal(image_of(x), np.array(CropPad(32)(PILImage(Image.fromarray(want[file])), split_idx=1)))
+    if il.mode=='lazy': assert data.memory.n_cached==n_files and data.memory.misses==n_files
+
+def image_of(x): return (x*255).round().permute(1,2,0).numpy().astype(np.uint8)
+
+def test_lists_that_open_differently_do_not_share_pixels(path):
+    cache = ImageCache()
+    def first_of(il): return image_of(il.split_none().label_empty().databunch(bs=n_files, num_workers=0, device='cpu', shuffle=False).one_batch()[0][0])
+    def lists(): return [Scaled.from_folder(path, scale=o, cache=cache, include='train') for o in (2,3,2)]+[MemoryImageList.from_folder(path, cache=cache, include='train')]
+    (path/'train').rename(path/'old')
+    for o in range(4): Image.new('RGB', (20,20), (120,0,0)).save((path/'train').mkdir(exist_ok=True) or path/f'train/{o}.png')
+    assert [int(first_of(o)[0,0,0]) for o in lists()]==[60,40,60,120]
+
+def test_an_own_open_is_loaded_on_command(path):
+    class Mine(ImageListInMemory):
+        def open(self, fn): return inverted(super().open(fn))
+    il = Mine.from_folder(path, **folders)
+    with pytest.raises(ValueError, match='after the split'): il.load_data()
+    lists = il.split_by_folder().load_data().label_from_folder()
+    data = make(lists)
+    n_read = data.memory.misses
+    batches(data)
+    assert lists.loaded and data.memory.misses==n_read and lists.purge() and not lists.loaded
+
+def test_labels_that_are_images_are_opened_by_their_list(path):
+    class Ones(SegmentationLabelList):
+        def open(self, fn): return PILMask.create(fn).point(lambda v: v*2)
+    lists = from_folder(MemoryImageList, path).split_by_folder()
+    masks = make(lists.label_from_func(mask_of, label_cls=Ones, classes=['dark','light']))
+    assert sorted(masks.one_batch()[1].unique().tolist())==[0,2] and get_c(masks)==2
+    images = make(lists.label_from_func(noop, label_cls=OpenList))
+    batches(images)
+    assert images.memory.n_cached==2*n_files and not torch.equal(*images.one_batch())
+
+def test_a_table_that_opens_a_file_twice(path):
+    il = table_list(ByNumber, path)
+    il.add(table_list(ByNumber, path))
+    with pytest.raises(ValueError, match='define `open`'): il.split_none().label_empty().databunch(bs=4)
+
+class NoImage(MemoryImageList):
+    def open(self, fn): return image2tensor(super().open(fn))
+class Grey(MemoryImageList):
+    def open(self, fn): return PILImageBW.create(fn)
+
+@pytest.mark.parametrize('cls,named', [(NoImage,'Tensor'), (Grey,'PILImageBW of mode L')])
+def test_what_open_may_give(path, cls, named):
+    data = from_folder(cls, path).split_none().label_empty()
+    with pytest.raises(TypeError, match=f'{cls.__name__}.*{named}.*return a PILImage'): data.databunch(bs=4, num_workers=0).one_batch()
+
+def test_own_pixels_are_not_kept_in_a_folder(path, tmp_path):
+    "Nothing in a file's name could tell the state of one list from that of another"
+    labelled = from_folder(OpenList, path, cache=ImageCache(path=tmp_path/'pixels')).split_none().label_empty()
+    with pytest.raises(ValueError, match='OpenList.*leave `path` out'): labelled.databunch(bs=4, num_workers=0)
+
+def test_a_learner_with_an_own_open_is_exported_without_images(path, tmp_path):
+    class Mine(ByNumber):
+        def get(self, i): return inverted(self.open(self.items[i]))
+    data = make(table_list(partial(Mine, store='decoded'), path).split_none().label_from_folder())
+    learn = Learner(data, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)), loss_func=CrossEntropyLossFlat())
+    want = learn.get_preds(dl=data.test_dl(get_image_files(path/'test')))[0]
+    learn.export(tmp_path/'mine.pkl')
+    assert (tmp_path/'mine.pkl').stat().st_size<60_000
+    again = load_learner(tmp_path/'mine.pkl')
+    with again.no_bar(): assert torch.allclose(again.get_preds(dl=again.dls.test_dl(get_image_files(path/'test')))[0], want, atol=1e-5)
+    with again.no_bar(): assert again.predict(PILImage.create(path/'test/0.jpg'))
+
+# --- random numbers, joined lists ---
+
+drawn = dict(rand=lambda il: il.split_by_rand_pct(.3), subsets=lambda il: il.split_subsets(.5, .2), keep=lambda il: il.filter_by_rand(.5).split_none(),
+             some=lambda il: il.use_partial_data(.3).split_none())
+
+@pytest.mark.parametrize('f', drawn.values(), ids=drawn)
+def test_numpys_seed_fixes_what_is_drawn(original, f):
+    il = from_df(ImageList, original)
+    def draw(seed):
+        np.random.seed(seed)
+        return [o.items for o in (f(il).train,f(il).valid)]
+    assert draw(42)==draw(42)!=draw(43)
+
+def test_the_split_is_that_of_v1(original):
+    il = from_df(ImageList, original)
+    np.random.seed(42); order = np.random.permutation(n_files)
+    np.random.seed(42); split = il.split_by_rand_pct(.25)
+    assert split.valid.items==[il.items[i] for i in order[:6]] and set(split.train.items)==set(il.items)-set(split.valid.items)
+    assert len(il.split_by_rand_pct(0.).valid)==0
+
+def test_lists_are_joined(path):
+    a,b = from_df(MemoryImageList, path),from_df(MemoryImageList, path)[:3]
+    files = [*a.items,*b.items]
+    assert a.add(b) is a and a.items==files and len(a.inner_df)==27 and len(a.split_none().label_from_df('x').y)==27
+    c = from_folder(ImageList, path)
+    assert len(c.add(from_folder(ImageList, path)[:2]))==26 and c.inner_df is None
+    with pytest.raises(ValueError, match='table'): c.add(a)
+    with pytest.raises(TypeError, match='ImageList'): c.add(files)
+
+# --- words of v1 ---
+
+def test_learn_data_is_what_it_learns_from(black):
+    a,b = [black_lists(black).transform(size=o).databunch(bs=2, num_workers=0, device='cpu') for o in (16,20)]
+    learn = Learner(a, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)), loss_func=CrossEntropyLossFlat())
+    assert learn.data is a
+    learn.data = b
+    assert learn.dls is b and learn.data is b
+    with pytest.raises(TypeError, match='databunch'): learn.data = black_lists(black)
+
+lists_of = dict(il=lambda p: from_df(ImageList, p), split=lambda p: from_df(ImageList, p).split_none(), ll=lambda p: from_df(ImageList, p).split_none().label_from_folder(),
+                data=lambda p: make(from_df(ImageList, p).split_none().label_from_folder()))
+words = dict(  # what is written, on what; what the error says to write
+    tfms=('ll', lambda o: o.transform(tfms=[]), 'give them first'), padding=('ll', lambda o: o.transform(padding_mode='zeros'), 'pad_mode'),
+    mult=('ll', lambda o: o.transform(mult=2), 'aug_transforms(mult=2)'), mode=('ll', lambda o: o.transform(mode='nearest'), 'aug_transforms'),
+    flip=('ll', lambda o: o.transform(do_flip=False), 'aug_transforms(do_flip=False)'), no_check=('ll', lambda o: o.databunch(no_check=True), 'leave it out'),
+    ds_tfms=('ll', lambda o: o.databunch(ds_tfms=[]), '.transform('), collate=('ll', lambda o: o.databunch(collate_fn=noop), 'create_batch'),
+    presort=('il', lambda o: o.from_folder(o.path, presort=True), 'sorted('), processor=('il', lambda o: ImageList(o.items, processor=noop), 'leave it out'),
+    log=('split', lambda o: o.label_from_df('x', label_cls=FloatList, log=True), 'math.log'), by_list=('il', lambda o: o.split_by_list(o, o), 'split_by_idxs'), by_lists=('split', lambda o: o.label_from_lists([], []), 'label_from_func'),
+    to_csv=('ll', lambda o: o.to_csv('a.csv'), 'to_csv('),
+    to_df=('ll', lambda o: o.to_df(), 'DataFrame'), random=('il', lambda o: o.random_split_by_pct(), 'split_by_rand_pct'), no_split=('il', lambda o: o.no_split(), 'split_none'),
+    transform_y=('ll', lambda o: o.transform_y([]), 'transform'), classes=('data', lambda o: o.classes, 'data.vocab'), rows=('data', lambda o: o.show_batch(rows=2), 'max_n=9'),
+    ds_type=('data', lambda o: o.show_batch(ds_type=1), 'data.valid.show_batch'), export=('data', lambda o: o.export(), 'learn.export'), save=('data', lambda o: o.save('a.pkl'), 'learn.export'),
+    train_dl=('data', lambda o: o.train_dl, 'data.train'), fix_dl=('data', lambda o: o.fix_dl, 'shuffle=False'), stats=('data', lambda o: o.batch_stats(), 'normalize'),
+    get_transforms=('il', lambda o: get_transforms(do_flip=False), 'aug_transforms'), bunch=('il', lambda o: ImageDataBunch.from_folder(o.path, ds_tfms=[]), 'ImageDataLoaders'),
+    open_image=('il', lambda o: open_image(o.items[0]), 'PILImage.create'), open_mask=('il', lambda o: open_mask(o.items[0]), 'PILMask.create'),
+    masks=('il', lambda o: SegmentationItemList.from_folder(o.path), 'SegmentationLabelList'), points=('il', lambda o: PointsItemList.from_folder(o.path), 'PointBlock'),
+    boxes=('il', lambda o: ObjectItemList.from_folder(o.path), 'BBoxBlock'), to_images=('il', lambda o: ImageImageList(o.items), 'label_cls=ImageList'),
+    ds=('il', lambda o: DatasetType.Valid, 'valid'))
+
+@pytest.mark.parametrize('on,f,match', words.values(), ids=words)
+def test_a_word_of_v1_names_todays(original, on, f, match):
+    with pytest.raises((TypeError,AttributeError), match=re.escape(match)) as error: f(lists_of[on](original))
+    assert '\n' not in str(error.value) and 'v1' in str(error.value)
+
+def test_words_of_v1_hide_none_of_v2():
+    import fastai.vision.all as v2
+    from fastmem.image_list import V1Name
+    import fastmem.all
+    names = [k for k,v in vars(fastmem.all).items() if isinstance(v, V1Name)]
+    assert len(names)>5 and not [o for o in names if hasattr(v2, o)]
+
+def test_a_databunch_is_pickled_as_stock(black):
+    data = black_lists(black, ImageList).databunch(bs=2, num_workers=0, device='cpu')
+    assert isinstance(data, DataLoaders) and type(pickle.loads(pickle.dumps(data.new_empty()))) is DataLoaders
+    assert data.vocab==['a','b'] and not hasattr(data, 'nonsense')
+    data.show_batch(max_n=1)

@@ -131,7 +131,13 @@ def test_verdict(limit_bytes, fits, folder):
     assert plan.cached_frac==(1 if fits else limit_bytes/plan.total_bytes)
     for o in (str(plan), plan._repr_html_()): assert human_bytes(plan.total_bytes) in o and '60' in o and ('fit' in o)
     if not fits: assert 'limit_bytes' in plan.reason
-    assert plan.plot().get_xlabel()=='GB'
+    if fits: assert plan.reason=='All images fit.'
+
+def test_bars_are_seen_where_memory_is_much_larger(folder):
+    plan = probe(folder, size=64, guard=MemoryGuard(limit_bytes=10**12), n_timed=0)
+    ax = plan.plot()
+    largest = max(o.get_width() for o in ax.patches)
+    assert largest>ax.get_xlim()[1]/2 and [o.get_text().strip() for o in ax.texts]==[human_bytes(o.total_bytes) for o in plan.stores.values()]
 
 @pytest.mark.parametrize('size', [64,None])
 def test_each_store_is_planned(size, folder):
@@ -142,29 +148,24 @@ def test_each_store_is_planned(size, folder):
     assert plan.stores['decoded'].total_bytes==probe(folder).total_bytes and plan.stores[plan.store].total_bytes==plan.total_bytes
     for o in plan.stores.values(): assert o.cached_frac==(1 if o.fits else 2_000_000/o.total_bytes) and o.n_items==60
     assert len(plan.plot().patches)==len(plan.stores) and 'encoded' in plan._repr_html_()
-    assert plan.verdict.startswith('Keep all images' if plan.fits else 'Keep ') and 'limit_bytes leaves' in plan.verdict or plan.fits
 
 def test_seconds_come_from_a_sample(folder, tmp_path):
-    "None unless asked for; files that can't be read are left out; what is not kept costs what it costs to read"
-    assert (plan := probe(folder, size=64, n_timed=0)).fill_s is None and plan.warm_rate is None
+    "None unless asked for; files that can't be read are left out; only what fits is filled"
+    assert probe(folder, size=64, n_timed=0).fill_s is None
     plan = probe(folder, size=64, n_timed=8)
-    t = plan.timing
-    assert t.n==8 and min(t.read_s, t.header_s, t.decode_s, t.resize_s, t.copy_s)>0 and 'to decode' in str(plan)
-    assert plan.fill_s==60*t.image_s and plan.warm_rate==pytest.approx(1/t.copy_s)
+    assert plan.fill_s==60*plan.image_s>0 and 's with' in str(plan)
     half = plan._replace(budget_bytes=plan.total_bytes//2)
-    assert half.fill_s==pytest.approx(30*t.image_s, rel=.01) and half.warm_rate==pytest.approx(2/(t.copy_s+t.image_s), rel=.01)
-    encoded = plan.stores['encoded']
-    assert encoded.fill_s<plan.fill_s and encoded.warm_rate<plan.warm_rate
+    assert half.fill_s==pytest.approx(plan.fill_s/2, rel=.01)
     (tmp_path/'text.jpg').write_text('This is no image.')
-    assert probe([tmp_path/'text.jpg'], n_timed=4).fill_s is None
-    assert probe([tmp_path/'text.jpg', *get_image_files(folder)], n_timed=61).timing.n<=60
+    assert probe([tmp_path/'text.jpg'], n_timed=4).fill_s is None  # nor for small files
+    assert probe([*get_image_files(folder), tmp_path/'text.jpg'], n_timed=61).fill_s>0
 
 def test_a_million_files_cost_a_sample(folder, monkeypatch):
     opened = []
     monkeypatch.setattr('fastmem.plan.image_header', lambda o: (opened.append(o), image_header(o))[1])
     files = get_image_files(folder).items*16_667
     plan = probe(files, size=64, n_timed=32)
-    assert len(opened)==256 and plan.timing.n<=32 and plan.n_items==1_000_020 and plan.error_frac>0
+    assert len(opened)==256 and plan.n_items==1_000_020 and plan.error_frac>0
     exact = probe(folder, size=64)
     assert abs(plan.total_bytes/16_667-exact.total_bytes) < 4*plan.error_frac*exact.total_bytes
 
@@ -208,7 +209,7 @@ class Slow(nn.Module):
 
 def test_a_slow_model_is_the_bottleneck(folder):
     plan = learner(make(folder, Resize(64), num_workers=1), Slow()).memory_plan(n_steps=1, n_timed=0)
-    assert plan.waits_frac==0 and first(plan.warnings).startswith('Loading is not the bottleneck') and plan.warnings[0] in str(plan) and plan.verdict.startswith('Keeping images would hardly help')
+    assert plan.waits_frac==0 and first(plan.warnings).startswith('Loading is not the bottleneck') and plan.warnings[0] in str(plan)
 
 @pytest.mark.parametrize('load_s,step_s,workers,frac', [(1,1,0,.5), (1,9,0,.1), (2,1,1,.5), (1,2,1,0), (1,1,1,0)])
 def test_what_training_waits_for(load_s, step_s, workers, frac):
@@ -251,7 +252,7 @@ def test_wrong_folders_are_named(tmp_path):
 
 def test_a_plan_shows_all_stores(folder):
     plan = probe(folder, size=64)
-    assert repr(plan)==str(plan) and all(f'as {k}: ' in str(plan) for k in ('decoded','encoded')) and 's to fill' in str(plan) and 'images/s once warm' in str(plan)
+    assert repr(plan)==str(plan) and all(f'as {k} ' in str(plan) for k in ('decoded','encoded'))
 
 def made(i:int): return PILImage.create(np.full((20,20,3), i, np.uint8))
 
@@ -260,7 +261,7 @@ def test_the_plan_of_generated_images_is_a_warning():
     dls = dsets.dataloaders(bs=4, after_item=ToTensor(), after_batch=IntToFloatTensor(), num_workers=0, device='cpu')
     learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(1200, 2)), loss_func=CrossEntropyLossFlat())
     plan = learn.memory_plan()
-    assert plan.n_items==0 and any('generated' in o for o in plan.warnings) and plan.verdict=='Keep nothing: no images are read from files'
+    assert plan.n_items==0 and any('generated' in o for o in plan.warnings) and plan.reason.startswith('Nothing is kept')
     with pytest.raises(TypeError, match='no images'): dls.in_memory()
 
 class OwnItems(Datasets):

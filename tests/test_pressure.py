@@ -138,12 +138,12 @@ def _write_for_ever(arena, places, seed):
     rng = np.random.default_rng(seed)
     while True:
         i = int(rng.choice(places))
-        if arena.place(i) is None: arena.write(i, np.full((3,8,8), i%250+1, np.uint8), (8,8), 1)
+        if arena.slot(i) is None: arena.write(i, np.full((3,8,8), i%250+1, np.uint8), (8,8), 1)
 
 def test_what_others_write_meanwhile_is_not_given_back():
     "Two processes fill what a third gives back, and purges: a place that is ready never shows zeros"
     arena = Arena(MemoryGuard(limit_bytes=1_000_000_000))
-    places = arena.reserve_places(5000)+np.arange(5000)
+    places = arena.reserve_slots(5000)+np.arange(5000)
     writers = [get_context('fork').Process(target=_write_for_ever, args=(arena, places, i), daemon=True) for i in range(2)]
     for o in writers: o.start()
     n_seen,end,rng = 0,time.monotonic()+6,np.random.default_rng(0)
@@ -153,7 +153,7 @@ def test_what_others_write_meanwhile_is_not_given_back():
             else: arena.shrink(int(rng.integers(1, 300_000)))
             arena.is_full = False
             for _ in range(3):
-                generation,found = arena.generation,[(i, arena.place(i)) for i in places.tolist()]
+                generation,found = arena.generation,[(i, arena.slot(i)) for i in places.tolist()]
                 wrong = [i for i,at in found if at is not None and not (arena.view(at, 3)==i%250+1).all()]
                 assert arena.generation==generation and not wrong, wrong[:10]
                 n_seen += sum(at is not None for _,at in found)

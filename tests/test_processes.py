@@ -6,7 +6,9 @@ import psutil
 import pytest
 from fastai.vision.all import *
 from fastmem.all import *
+from fastmem.arena import Arena
 from fastmem.recipe import *
+from fastmem.threads import *
 from fastmem.cache import *
 from helpers import photo_folder, run_forked, run_program
 
@@ -303,11 +305,11 @@ def test_memory_does_not_creep_over_ten_epochs(tmp_path):
 
 def test_a_process_killed_while_it_shrinks_leaves_no_black_images():
     arena = Arena(MemoryGuard(limit_bytes=10_000_000))
-    first = arena.reserve_places(2)
+    first = arena.reserve_slots(2)
     arena.write(first, np.ones((3,100,100), np.uint8), (100,100))
-    arena.places[first] += np.uint64(1<<40)  # stamped with the next generation, and killed before it came
+    arena.entries[first] += np.uint64(1<<40)  # stamped with the next generation, and killed before it came
     arena.purge()
-    assert arena.place(first) is None
+    assert arena.slot(first) is None
 
 def held_bytes(): return sum(o.used_bytes for o in shared_guard().arenas)
 
@@ -338,7 +340,7 @@ def test_an_arena_is_not_pickled(tmp_path):
 def test_many_threads_and_processes_fill_at_once(n_threads):
     "Two processes of many threads write to the same and to other places; every image is whole and none overlaps"
     arena = Arena(MemoryGuard(limit_bytes=200_000_000))
-    first = arena.reserve_places(400)
+    first = arena.reserve_slots(400)
     def planes(i): return np.full((3,40+i%9,50+i%13), i%251, np.uint8)
     def fill(offset):
         for _ in map_threads(lambda i: arena.write(first+i, planes(i), (100,100)), [(i+offset)%400 for i in range(400)], n_threads): pass
@@ -348,4 +350,4 @@ def test_many_threads_and_processes_fill_at_once(n_threads):
         finally: os._exit(0)
     fill(0); os.waitpid(pid, 0)
     arena.check()
-    for i in range(400): assert (arena.view(arena.place(first+i), 3)==planes(i)).all()
+    for i in range(400): assert (arena.view(arena.slot(first+i), 3)==planes(i)).all()
