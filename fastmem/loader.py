@@ -109,7 +109,7 @@ def follow(self:MemDL):
         if self.has_changed() or not self._is_placed(found): self._place(found)
         self.targets = {j: o for j,o in self.targets.items() if o.is_current()}
     self._seen,self.slow_reason = self._state(),self._slow_reason()
-    for o in parts_of(self.columns.values()): o.is_seen = bool(self.slow_reason)
+    for o in parts_of(self.columns.values()): o.is_seen = self.slow_reason not in ('',_skipped)
     self.unkept_reason = self._unkept_reason(found)
     if self.unkept_reason and self._adds: warn_unkept(self.cache, self.unkept_reason)
 
@@ -171,8 +171,10 @@ def _own_methods(self:MemDL):
 def _slow_reason(self:MemDL):
     own = self._own_methods()
     if own and self.columns: return f'{own[0]} is replaced'
-    if self.columns and self.cache.has_skips: return 'items are skipped'
-    return slow_reason(self, self.columns, self.applied_resize(), self._sample)
+    why = slow_reason(self, self.columns, self.applied_resize(), self._sample)
+    return _skipped if not why and self.cache.has_skips else why
+
+_skipped = 'items are skipped' # where no code of the user's looks at images
 
 @patch(as_prop=True)
 def _may_keep(self:MemDL): return self.options.mode!='stream' and self.cache.verdict!='stream'
@@ -286,13 +288,14 @@ def _target_columns(self:MemDL):
 def draw_batch(self:MemDL,
     idxs:list, # Items of the dataset
 )->DrawnBatch:
-    "Draw the batch of the items `idxs`: item by item, as stock draws them"
+    "Draw the batch of the items `idxs`, item by item, as stock draws them; one that is skipped is found out before that"
     targets,resize = self._target_columns(),self.applied_resize()
     tfms,split_idx = traceable(self.after_item, resize),self.after_item.split_idx
-    asked = {j: [] for j,o in targets.items() if o.rows is None}
+    is_drawn = self._sample.is_drawn
+    asked = {j: [] if is_drawn else [o.tl[i] for i in idxs] for j,o in targets.items() if o.rows is None}
     pcts,traces = [],[]
     for i in idxs:
-        for j in asked: asked[j].append(targets[j].tl[i])
+        for j in asked if is_drawn else (): asked[j].append(targets[j].tl[i])
         if resize is not None: pcts.append(draw_crop(resize, split_idx))
         if tfms: traces.append(self._trace(tfms, i))
     i_array = np.array(idxs)

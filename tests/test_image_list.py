@@ -266,7 +266,7 @@ def test_options_of_in_memory(path):
     assert data(guard=guard).train.cache.guard is guard
     assert data(size=40).train.columns[0].recipe.method=='short'
     streamed = data(cls=ImageList, on_error='skip')
-    assert streamed.memory.mode=='stream' and streamed.train.options['on_error']=='skip'
+    assert streamed.memory.mode=='stream' and streamed.train.options.on_error=='skip'
     with pytest.raises(MemoryError): data(guard=guard, on_full='raise')
     with pytest.raises(TypeError, match='sotre'): data(sotre='decoded')
     with pytest.raises(ValueError, match='store='): data(store='decodet')
