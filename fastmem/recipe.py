@@ -418,6 +418,11 @@ def cut(
 # %% ../nbs/01_recipe.ipynb #888a1d44
 _numpy_pad_modes = dict(zeros='constant', border='edge', reflection='reflect')
 
+def _crop_pad_other(planes, sz, tl, orig_sz, pad_mode, resize_mode, resize_to):
+    "As fastai does it to an image that has not the size of the first of its item"
+    im = from_planes(planes, 'L' if len(planes)==1 else 'RGB')
+    return to_planes(im.crop_pad(sz, tl, orig_sz=orig_sz, pad_mode=pad_mode, resize_mode=resize_mode, resize_to=resize_to))
+
 def crop_pad_planes(
     planes:np.ndarray, # Pixels (bands, height, width) of one byte
     sz:tuple, # (width, height) to crop or pad to
@@ -428,6 +433,7 @@ def crop_pad_planes(
     resize_to:tuple=None, # (width, height) to resize to then
 )->np.ndarray: # (bands, height, width)
     "Crop, pad and resize as fastai's `crop_pad` does"
+    if planes.shape[:0:-1]!=tuple(orig_sz): return _crop_pad_other(planes, sz, tl, orig_sz, pad_mode, resize_mode, resize_to)
     (x,y),(w,h),(W,H) = tl,sz,orig_sz
     planes = planes[:, max(y,0):min(y+h,H), max(x,0):min(x+w,W)]
     pads = (0,0),(max(-y,0),max(h-H+y,0)),(max(-x,0),max(w-W+x,0))

@@ -389,7 +389,7 @@ def difference(a, b, exact=True):
     if exact or not isinstance(a, (TensorImage,TensorMask)): return f'other values of {type(a).__name__}'
     if isinstance(a, TensorMask):
         same = (a.as_subclass(Tensor)==b.as_subclass(Tensor)).float().mean()
-        return '' if same>.85 else f'{same:.2f} of the mask is alike'
+        return '' if same>.8 else f'{same:.2f} of the mask is alike'
     peak = 255 if a.dtype==torch.uint8 else 1
     db = min(psnr(p, q, peak) for p,q in zip(a, b))
     return '' if db>=33 else f'{db:.0f} dB'
