@@ -386,7 +386,9 @@ def _gather_drawn(self:MemDL, drawn):
     idxs,drawn = drawn
     if drawn is None: return idxs,None
     try: return idxs,self.gather_batch(drawn)
-    except OtherSize: return idxs,self.do_batch([self.do_item(i) for i in idxs])
+    except OtherSize:
+        if self.drop_last and len(idxs)<self.bs: return idxs,()  # a batch that is dropped is not collated
+        return idxs,self.do_batch([self.do_item(i) for i in idxs])
 
 # %% ../nbs/09_loader.ipynb #29f7f9f4
 _slow_target_s = .001
