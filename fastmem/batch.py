@@ -273,7 +273,8 @@ def __getitem__(self:TargetColumn, idxs):
     "Return the targets of the items `idxs` (an array) as stock collates them"
     is_known = self.rows is not None and self._remember(idxs[self.rows[idxs]<0])
     if not is_known: return self.collated([self.tl[i] for i in idxs.tolist()])
-    return retain_types(self.table[self.rows[idxs]], self.sample)
+    rows = torch.from_numpy(self.rows[idxs].astype(np.int64))
+    return retain_types(self.table.index_select(0, rows), self.sample)
 
 # %% ../nbs/07_batch.ipynb #84308d7c
 def _is_fastais(o, cls):
@@ -313,12 +314,13 @@ class FloatPipeline(Pipeline):
 
     def __call__(self, b):
         fs = active_tfms(self)
-        images = [o for o in b if _is_bytes(o)] if isinstance(b, tuple) else []
-        if not (images and fs and _divides(fs[0])): return super().__call__(b)
-        both = len(fs)>1 and all(_normalizes(fs[1], o) for o in images)
-        quick,rest = (fs[:2],fs[2:]) if both else (fs[:1],fs[1:])
-        res = [self._floats(o, *quick) if _is_bytes(o) else self._others(o, quick) for o in b]
-        return compose_tfms(type(b)(res), rest, split_idx=self.split_idx)
+        if not (fs and _divides(fs[0]) and isinstance(b, tuple)): return super().__call__(b)
+        is_image = [_is_bytes(o) for o in b]
+        images = [o for o,is_one in zip(b, is_image) if is_one]
+        if not images: return super().__call__(b)
+        n = 2 if len(fs)>1 and all(_normalizes(fs[1], o) for o in images) else 1
+        res = [self._floats(o, *fs[:n]) if is_one else self._others(o, fs[:n]) for o,is_one in zip(b, is_image)]
+        return compose_tfms(type(b)(res), fs[n:], split_idx=self.split_idx)
 
     def _others(self, o, fs):
         "What `fs` make of an element that is no image of bytes"

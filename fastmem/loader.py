@@ -89,8 +89,9 @@ def _state(self:MemDL):
     "What decides how batches are made, to be compared by identity: fastai lets all of it be replaced at any time"
     own = map(vars(self).get, item_methods)
     res = [self.dataset, self.bs, self.after_item, self.before_batch, *own]
-    tfms = *active_tfms(self.after_item),*active_tfms(self.before_batch)
-    for f in tfms: res += [f, *settings(f)]
+    tfms = [f for p in (self.after_item,self.before_batch) for f in (p.fs if isinstance(p, Pipeline) else [p])]
+    res += tfms
+    for f in tfms: res += settings(f) if type(f) is Resize else ()
     for tl in item_lists(self.dataset): res += sources(tl)
     for o in self.columns.values(): res += opening(o.recipe.cls)
     return res
