@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from fastai.vision.core import *
 from fastcore.all import *
-from PIL import Image
 
 # %% ../nbs/01_opener.ipynb #e3771763
 class Opener(NamedTuple):

@@ -8,8 +8,8 @@ Docs: https://fastmem.github.io/fastmem/recipe.html.md"""
 __all__ = ['pixel_modes', 'mode_names', 'draft_ratio', 'few_pixels', 'aligned_grid', 'grid_window', 'nearest_index', 'Recipe',
            'is_path', 'key_digests', 'resize_recipe', 'gathers', 'keeps_mode', 'pixel_bytes', 'image_header', 'evenly',
            'Pixels', 'make_pixels', 'NotKept', 'image_extras', 'with_extras', 'is_interleaved', 'to_planes',
-           'to_stored', 'as_planes', 'from_planes', 'cut', 'crop_pad_planes', 'turn_planes', 'edit_image', 'Opener',
-           'opener_of', 'opens_as_stock', 'open_mode', 'opening']
+           'to_stored', 'as_planes', 'from_planes', 'cut', 'crop_pad_planes', 'turn_planes', 'Opener', 'opener_of',
+           'opens_as_stock', 'open_mode', 'opening']
 
 # %% ../nbs/01_recipe.ipynb #d0d6dc2a
 import functools, hashlib, io, os, pathlib, pickle
@@ -457,19 +457,3 @@ _turns = {
     Image.Transpose.ROTATE_270: lambda o: np.rot90(o, 3, (1,2)),
     Image.Transpose.TRANSPOSE: lambda o: o.swapaxes(1,2),
     Image.Transpose.TRANSVERSE: lambda o: o.swapaxes(1,2)[:,::-1,::-1]}
-
-# %% ../nbs/01_recipe.ipynb #7b3d2c18
-def _crop_pad_image(im, sz, tl, orig_sz, pad_mode=PadMode.Zeros, resize_mode=BILINEAR, resize_to=None):
-    (x,y),(w,h),(W,H) = tl,sz,orig_sz
-    if x<0 or y<0 or x+w>W or y+h>H:
-        return im.crop_pad(sz, tl, orig_sz=orig_sz, pad_mode=pad_mode, resize_mode=resize_mode, resize_to=resize_to)
-    im = im.crop((x, y, x+w, y+h))
-    return im if resize_to is None else im.resize(tuple(resize_to), resize_mode)
-
-def edit_image(
-    im:Image.Image,
-    edits:list, # `functools.partial`s of `crop_pad_planes` and `turn_planes`
-)->Image.Image:
-    "What `edits` make of `im`"
-    for o in edits: im = _crop_pad_image(im, **o.keywords) if o.func is crop_pad_planes else im.transpose(**o.keywords)
-    return im
