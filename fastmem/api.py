@@ -180,7 +180,8 @@ def purge(self:DataLoaders)->int: # Bytes given back
 
 # %% ../nbs/10_api.ipynb #d5127e17
 def _check_caches(dls):
-    for o in dls: o.follow()  # items may have changed in number
+    for o in dls:
+        if isinstance(o, MemDL): o.follow()  # items may have changed in number
     for o in {o.cache for o in dls}: o.check()
     for o in dls:
         for c in _kept_columns([o]): o.cache.check(c.slots, c.recipe)

@@ -509,7 +509,8 @@ def test_a_full_disk_is_an_ordinary_fall_back(tmp_path, small_disk, capsys, work
     assert 'free disk leaves' in capsys.readouterr().out
     for _ in range(2): assert same(one_pass(dls), expected)
     assert 5<dls.memory.n_cached<30 and dls.memory.bound_by=='free disk'
-    assert make(tmp_path/'photos', small_disk/'cache', size=128).memory.n_cached==dls.memory.n_cached
+    n_next_run = make(tmp_path/'photos', small_disk/'cache', size=128).memory.n_cached
+    assert 0<=dls.memory.n_cached-n_next_run<=2, 'but for an image a process, whose row in the index found no room'
     dls.purge()
     assert dls.memory.budget_bytes>900_000
     dls.train.cache.check()
@@ -748,8 +749,9 @@ def test_a_file_in_ram_is_bounded_by_memory(tmp_path, cgroup):
     "720 MB of pixels in /dev/shm, in a group of 850 MB of which fastai takes 530"
     photo_folder(tmp_path/'photos', 20)
     folder = Path('/dev/shm')/tmp_path.name
-    try: assert run_program(tmp_path, in_shm, cgroup(850_000_000), tmp_path/'photos', folder).count('fastmem:')==1
+    try: out = run_program(tmp_path, in_shm, cgroup(850_000_000), tmp_path/'photos', folder)
     finally: shutil.rmtree(folder, ignore_errors=True)
+    assert out.count('fastmem:')-out.count('given back')==1, 'what is given back later is told, too'
 
 def test_a_file_in_ram_is_given_back(tmp_path, small_disk):
     photo_folder(tmp_path/'photos', 20, size)
