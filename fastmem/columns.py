@@ -225,7 +225,9 @@ def holds(self:Snapshot, tl, idxs)->bool:
     if isinstance(items, L): items = items.items
     if not isinstance(items, list): return True
     values = self.values[0]
-    return len(items)==len(values) and all(items[i] is values[i] for i in idxs)
+    if len(items)!=len(values): return False
+    try: return all(items[i] is values[i] for i in idxs)
+    except IndexError: return False  # a sampler of more items than there are: who reads them raises that, if anyone does
 
 # %% ../nbs/06_columns.ipynb #ad6b4156
 _readers = ColReader,ItemGetter # getters of fastai's own that read what is at hand

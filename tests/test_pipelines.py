@@ -123,6 +123,10 @@ quietly = dict(deadline=None, database=None, suppress_health_check=list(HealthCh
 @given(sequences())
 def test_every_batch_is_stocks(sequence): run_sequence(*sequence)
 
+def test_items_beyond_the_end_are_an_error_only_for_who_reads_them():
+    steps = [('within','dataset_by_the_other_subset'), ('within','create_item_set')]
+    run_sequence(Spec(target='image', tfms='random_crop', bs=2, shuffle=False, drop_last=False), dict(store='decoded'), False, True, steps)
+
 @settings(max_examples=3, derandomize=True, **quietly)
 @given(sequences(workers=(2,)))
 def test_every_batch_is_stocks_with_workers(sequence): run_sequence(*sequence)
