@@ -65,7 +65,9 @@ class Sides:
 
     def change(self, dls, name):
         try: changes[name](dls, self.folder/'data')
-        except Exception as e: return type(e)  # it does not fit what was changed before: the same on both sides
+        except Exception as e:
+            if self.refuses(e): raise
+            return type(e)  # it does not fit what was changed before: the same on both sides
 
     def write(self, k):
         "Write another image, and have it read again"
@@ -92,8 +94,11 @@ class Sides:
 
     def is_refusal(self, got):
         "Whether it was said that what is asked for can't be kept in the store that was asked for"
-        if self.options['store'] not in ('resized','encoded'): return False
-        return any(isinstance(o, ValueError) and ("store='decoded'" in str(o) or 'needs a `Resize`' in str(o)) for dl in got for o in dl)
+        return any(self.refuses(o) for dl in got for o in dl)
+
+    def refuses(self, e):
+        if self.options['store'] not in ('resized','encoded') or not isinstance(e, ValueError): return False
+        return "store='decoded'" in str(e) or 'needs a `Resize`' in str(e)
 
 def run_sequence(spec, options, has_path, is_mixed, steps):
     "Take `steps` on both sides"
@@ -104,7 +109,7 @@ def run_sequence(spec, options, has_path, is_mixed, steps):
             for i,(what,arg) in enumerate([('epoch',None), *steps, ('epoch',None)]):
                 try: sides.step(what, arg)
                 except Exception as e:
-                    if sides.options['store'] in ('resized','encoded') and isinstance(e, ValueError) and 'store=' in str(e): return
+                    if isinstance(e, ValueError) and 'store=' in str(e) and sides.options['store'] in ('resized','encoded'): return
                     e.steps = f'step {i}, {what} {arg}, of {[("epoch",None), *steps]} with {spec}, {sides.options}, mixed sizes: {is_mixed}'
                     note(e.steps)
                     raise
