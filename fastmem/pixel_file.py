@@ -339,9 +339,15 @@ class PixelFile:
 
     def _open(self):
         self.index = Index(self.path, _may_write(self.path.parent))
-        meta = open_index(self.index, self.text)
-        self.segment = self.arena.map_file(self.path.with_name(meta.pixels))
+        self.segment = self._map_pixels()
         self._inode = os.lstat(self.path).st_ino
+
+    def _map_pixels(self, n_tries=20):
+        meta = open_index(self.index, self.text)
+        try: return self.arena.map_file(self.path.with_name(meta.pixels))
+        except FileNotFoundError:  # another process has purged it since: the index names a new one
+            if n_tries==1: raise
+        return self._map_pixels(n_tries-1)
 
     is_full,coming_bytes = False,0 # as a guard asks it of an arena, which answers for both
     def _join(self):
@@ -631,6 +637,9 @@ def shrink(self:PixelFile,
     "Give all of it back; nothing more is kept until the arena's `is_full` is taken back"
     self.arena.is_full = True
     return self.purge()
+
+@patch
+def keeps_watch(self:PixelFile)->bool: return True  # as a guard asks an arena
 
 # %% ../nbs/04_pixel_file.ipynb #8632f07c
 class FileInfo(NamedTuple):

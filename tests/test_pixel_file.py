@@ -304,6 +304,19 @@ def test_killed_at_random_points(tmp_path, monkeypatch, capsys):
     assert len(set(counts))>n_kills//4 and max(counts)>20, counts
     assert 'anew' not in capsys.readouterr().out
 
+def test_purged_by_another_while_it_is_opened(tmp_path, monkeypatch):
+    "The index named a file of pixels that is gone by the time it is mapped: it names another by then"
+    from fastmem import pixel_file
+    other,opened = small_arena(tmp_path)[1],pixel_file.open_index
+    def open_index(*args):
+        res = opened(*args)
+        monkeypatch.setattr(pixel_file, 'open_index', opened)
+        other.purge()
+        return res
+    monkeypatch.setattr(pixel_file, 'open_index', open_index)
+    arena,file = small_arena(tmp_path)
+    assert keep(file, 0) and is_true(arena, 0)
+
 def test_killed_with_the_lock(tmp_path):
     arena,file = small_arena(tmp_path)
     def hold():
