@@ -79,7 +79,7 @@ def _plain_errors():
     "SQLite's errors as what they are: no room, not allowed, busy, or a damaged file"
     kinds = {'full':errno.ENOSPC, 'readonly':errno.EROFS, 'locked':errno.EBUSY, 'unable to open':errno.EACCES}
     try: yield
-    except sqlite3.DatabaseError as e:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as e:  # its own message may hold what is damaged
         for text,number in kinds.items():
             if text in str(e): raise OSError(number, f'{os.strerror(number)} ({e})') from e
         raise DamagedFile(f'its index is damaged ({e})') from e

@@ -403,6 +403,11 @@ def use_mutants(folder, data):
     assert peak_bytes()-before_bytes<60e6
     assert n_found[0] and len(n_found)>4, n_found
 
+def test_a_schema_that_is_no_text_is_a_damaged_index(tmp_path):
+    index,pixels = sample_file(tmp_path)
+    the_file(tmp_path).write_bytes(index.replace(b'table images', b'table im\xacges'))
+    assert use_file(tmp_path)==0
+
 def test_mutated_and_cut_files_do_no_harm(tmp_path):
     "No process is killed by them, and what is shown is what was written"
     assert ended_well(in_child(use_mutants, tmp_path, sample_file(tmp_path)))
