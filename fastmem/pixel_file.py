@@ -77,7 +77,7 @@ pragma application_id={_app_id}; pragma user_version={version};'''
 @contextmanager
 def _plain_errors():
     "SQLite's errors as what they are: no room, not allowed, busy, or a damaged file"
-    kinds = {'full':errno.ENOSPC, 'readonly':errno.EROFS, 'locked':errno.EBUSY, 'unable to open':errno.EACCES}
+    kinds = {'full':errno.ENOSPC, 'readonly':errno.EACCES, 'locked':errno.EBUSY, 'unable to open':errno.EACCES}
     try: yield
     except (sqlite3.DatabaseError, UnicodeDecodeError) as e:  # its own message may hold what is damaged
         for text,number in kinds.items():
@@ -264,6 +264,7 @@ def _open_index(index, text):
         meta = read_meta(con)
         _check_meta(index, meta, text)
         con.execute('select id, record from images limit 1')
+        con.execute('update meta set next_byte=next_byte')  # its header may say that it is read-only
         for o in _pixel_paths(index.path):
             if o.name!=meta.pixels: o.unlink()  # of one who was killed in the middle of a purge
     return meta

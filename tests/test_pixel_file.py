@@ -403,9 +403,13 @@ def use_mutants(folder, data):
     assert peak_bytes()-before_bytes<60e6
     assert n_found[0] and len(n_found)>4, n_found
 
-def test_a_schema_that_is_no_text_is_a_damaged_index(tmp_path):
+def as_text_that_is_none(index): return index.replace(b'CREATE TABLE images', b'CRE\xacTE TABLE images')
+def as_read_only(index): return index[:18]+bytes([9])+index[19:] # the version that writers have to know
+
+@pytest.mark.parametrize('spoilt', [as_text_that_is_none,as_read_only])
+def test_an_index_that_sqlite_refuses_is_made_anew(tmp_path, spoilt):
     index,pixels = sample_file(tmp_path)
-    the_file(tmp_path).write_bytes(index.replace(b'table images', b'table im\xacges'))
+    the_file(tmp_path).write_bytes(spoilt(index))
     assert use_file(tmp_path)==0
 
 def test_mutated_and_cut_files_do_no_harm(tmp_path):
