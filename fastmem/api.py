@@ -37,6 +37,7 @@ def check_images(dls):
     tfms = [tfm for o in datasets for tl in item_lists(o) for tfm in tl.tfms.fs]
     names = sorted({o.name.split(' ')[0] for o in tfms})
     found = names or [type(ifnone(d, o)).__name__ for o,d in zip(dls.loaders, datasets)]
+    if 'CachedDataset' in found: raise TypeError("a CachedDataset keeps its samples in memory itself: leave `.in_memory()` out")
     raise TypeError("no images in these DataLoaders: looked for the `create` of an image class, as it is now (`PILImage.create`, "
                     f"as `ImageBlock` has it) among the type transforms, and found {found}. {ways_out}")
 

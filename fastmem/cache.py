@@ -74,6 +74,7 @@ class ImageCache:
         guard:MemoryGuard=None, # Who is asked before bytes are taken; the shared guard if `None`
         path=None, # Folder to keep the pixels in, in files that the next run finds warm; in memory if `None`
     ):
+        check_guard(guard)
         self.memory_guard,self.path = ifnone(guard, shared_guard()),cache_folder(path)
         self.guard = self.memory_guard if path is None else DiskGuard(self.path, self.memory_guard)
         self.arena,self.batches = Arena(self.memory_guard),BatchMemory()
@@ -261,7 +262,7 @@ def note_skips(self:ImageCache):
     self.arena.has_skips = True
 
 # %% ../nbs/05_cache.ipynb #ba7b93b6
-told_kinds = 'given back','full','plan','unversioned','unkept','index','changed' # lines that are told once an event
+told_kinds = 'given back','full','plan','unversioned','unkept','index','changed','call' # lines that are told once an event
 
 @patch
 def tell_once(self:ImageCache,

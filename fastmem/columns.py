@@ -41,10 +41,6 @@ def check_choice(name, value, choices):
     if value not in choices: raise ValueError(f"{name}={value!r}: it is one of {', '.join(map(repr,choices))}")
 
 # %% ../nbs/06_columns.ipynb #4da6363c
-def _check_guard(guard):
-    if guard is None or isinstance(guard, MemoryGuard): return
-    raise TypeError(f"guard={guard!r}: write guard=MemoryGuard(limit_bytes=2e9) for a limit of 2 GB")
-
 def _check_size(size):
     if size is None or (isinstance(size, int) and not isinstance(size, bool) and size>0): return
     raise ValueError(f"size={size!r}: it is the short side that is kept, a whole number of pixels")
@@ -91,7 +87,7 @@ class Options:
 def _check(self:Options):
     for name,choices in _choices.items(): check_choice(name, getattr(self, name), choices)
     _check_size(self.size)
-    _check_guard(self.guard)
+    check_guard(self.guard)
     _check_key(self.key)
     check_own(self.cache, guard=self.guard, path=self.path)
     if self.store=='encoded': _check_encoded(self.size, self.path)

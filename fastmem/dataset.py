@@ -8,7 +8,7 @@ Docs: https://fastmem.github.io/fastmem/dataset.html.md"""
 __all__ = ['encode_sample', 'stamp_of', 'decode_sample', 'SampleCache', 'SampleStats', 'CachedDataset', 'CachedLoader', 'cached']
 
 # %% ../nbs/13_dataset.ipynb #a506fa25
-import io, itertools, operator, os, pickle, time, types, zlib
+import io, operator, os, pickle, time, zlib
 from contextlib import contextmanager
 from multiprocessing import context
 from weakref import WeakSet, ref
@@ -26,6 +26,7 @@ from .columns import *
 from .messages import *
 from .loader import *
 from .api import *
+from .watch import *
 
 # %% ../nbs/13_dataset.ipynb #f75b7874
 def _is_plain_tensor(x):
@@ -149,6 +150,7 @@ class _Differs(ValueError): "A sample is another when it is read again"
 
 def _check_alike(sample, read, what):
     "Raise `_Differs` if `read()` gives another than `sample`; the caller keeps the random numbers, or all reads were alike"
+    encode_sample(sample)  # what can't be kept is refused by name
     data,before,n_reads = _dump(sample, alike=True),drawn_state(),1
     while n_reads<(_n_reads if drawn_state()==before else _n_random_reads):
         again = read()
@@ -241,95 +243,10 @@ def stats(self:SampleCache,
                        cache.guard.binding(), self.options['mode'], 'as bytes', 'by PyTorch', loaders=(ref(self),))
 
 # %% ../nbs/13_dataset.ipynb #6a15f7a2
-_few = 100
-_containers = list,tuple,dict,set
-_opaque = type,types.FunctionType,types.MethodType,types.ModuleType
-
-def _views(o):
-    "Live views of what `o` holds; what is an attribute's name does not matter"
-    if isinstance(o, dict): return [o.keys(),o.values()]
-    if isinstance(o, _containers): return [o]
-    return [vars(o).values()] if hasattr(o, '__dict__') and not isinstance(o, torch.Tensor) else []
-
-def _elements(views): return list(itertools.chain.from_iterable(o for o in views if len(o)<=_few))
-
-def _is_part(o):
-    "Whether `o` is a dataset, a list of fastai's, or a transform"
-    return isinstance(o, (Dataset,L)) or callable(o) and hasattr(o, '__dict__') and not isinstance(o, _opaque)
-
-def _walk(o, seen):
-    "Add `o`, and what decides samples in it, to `seen`: {id: object}"
-    seen[id(o)] = o
-    if isinstance(o, _containers): inside = ()
-    elif callable(o) and not isinstance(o, Dataset): inside = list,tuple
-    else: inside = *_containers,torch.Tensor
-    for v in _elements(_views(o)):
-        if id(v) not in seen and (isinstance(v, inside) or _is_part(v)): _walk(v, seen)
-    return seen
-
-# %% ../nbs/13_dataset.ipynb #6a15f7a4
-def _may_be_open(o):
-    "Whether `o` is, or holds, more than data: it may be an open file, or have one"
-    if isinstance(o, _containers):
-        return any(map(_may_be_open, itertools.islice(o.values() if isinstance(o, dict) else o, _few)))
-    plain = type(None),bool,int,float,complex,str,bytes,os.PathLike,np.ndarray,np.generic,torch.Tensor,Image.Image
-    return not isinstance(o, plain)
-
-def _is_same(before, now):
-    "Whether two of `_Watch._now` are the same, but for files that were opened"
-    if before[0]!=now[0]: return False
-    if all(map(operator.is_, before[1], now[1])): return True
-    return all(a is b or a is None and _may_be_open(b) and not callable(b) for a,b in zip(before[1], now[1]))
-
-class _Watch:
-    "Notices what is changed of a dataset between its reads"
-    def __init__(self, dataset):
-        self.dataset,self.slots,self.pid = dataset,None,os.getpid()
-        self.is_apart = False  # whether its samples are neither kept nor found
-        self.is_checked,self._is_reading = True,False
-        self.renew()
-
-    def settle(self):
-        seen = _walk(self.dataset, {}).values()
-        self._tensors = [o for o in seen if isinstance(o, torch.Tensor) and not o.is_inference()]
-        self._views = [v for o in seen for v in _views(o)]
-        self._before = self._now()
-
-    def _now(self):
-        "(sizes of all that is looked at and versions of tensors, elements to be compared by identity)"
-        return [*map(len, self._views), *[o._version for o in self._tensors]],_elements(self._views)
-
-    def renew(self):
-        "Know the samples of the dataset as it is now by a new stamp"
-        self.is_apart = os.getpid()!=self.pid
-        self.stamp = int.from_bytes(os.urandom(8), 'little')|1
-        self.settle()
-
-    def look(self)->bool:
-        "Whether the dataset has changed since the last look"
-        if self._is_reading or _is_same(self._before, self._now()): return False
-        self.renew()
-        self.is_checked = False
-        return True
-
-    @contextmanager
-    def reading(self):
-        "Take what changes meanwhile for the dataset's own business"
-        was_reading,self._is_reading = self._is_reading,True
-        try: yield
-        finally:
-            self._is_reading = was_reading
-            self.settle()
-
-    def __getstate__(self): return {k: v for k,v in vars(self).items() if k not in ('_tensors','_views','_before')}
-    def __setstate__(self, state):
-        vars(self).update(state)
-        self.settle()
-
 def _watch_of(cache, dataset):
     "The watch that wrappers of `dataset` share in `cache`"
-    known = [o for o,_ in cache.reserved.values() if isinstance(o, _Watch) and o.dataset is dataset]
-    return known[0] if known else _Watch(dataset)
+    known = [o for o,_ in cache.reserved.values() if isinstance(o, Watch) and o.subject is dataset]
+    return known[0] if known else Watch(dataset)
 
 # %% ../nbs/13_dataset.ipynb #6679cd12
 def _rebuilt(sample, fields):
@@ -383,21 +300,26 @@ class CachedDataset(GetAttr, Dataset):
 
     def __getattr__(self, k):
         if '_watch' not in vars(self): return super().__getattr__(k)
-        with self._reading(): return super().__getattr__(k)
+        with self._reading(): res = super().__getattr__(k)
+        self._watch.is_asked = True  # a method that draws anew, or a list that is changed in place
+        return res
 
     def __setattr__(self, k, v):
         if k=='dataset' and k in vars(self): raise AttributeError("wrap the other dataset: CachedDataset(dataset, …)")
-        is_made,is_own = '_watch' in vars(self),k in vars(self) or hasattr(type(self), k)
+        is_own = '_watch' not in vars(self) or k in vars(self) or hasattr(type(self), k)
         if k in _tfms: is_own = is_own or getattr(self.dataset, k, None) is None
-        setattr(self.dataset, k, v) if is_made and not is_own else super().__setattr__(k, v)
+        if is_own: return super().__setattr__(k, v)
+        setattr(self.dataset, k, v)
+        self._watch.is_asked = True  # `ds.data *= 2` sets the array that was there
 
     def __len__(self):
-        with self._reading(): n = len(self.dataset)
+        self._look(True)  # an epoch begins with this question
+        with self._watch.using(): n = len(self.dataset)
         if self._watch.slots is not None and n!=self._watch.slots.n: self._renew()
         return n
 
     def __getstate__(self):
-        self._look()
+        self._look(True)
         return vars(self)
 
     def __repr__(self):
@@ -408,14 +330,16 @@ class CachedDataset(GetAttr, Dataset):
 _watched = WeakSet()  # all `CachedDataset`s: what is forked from now on inherits what they have noticed
 
 def _look_all():
-    for o in list(_watched): o._look()
+    for o in list(_watched): o._look(True)
 
 os.register_at_fork(before=_look_all)
 
 @patch
-def _look(self:CachedDataset):
-    "Forget samples of a dataset that has changed"
-    if self._watch.look(): self._renewed()
+def _look(self:CachedDataset, is_all=False, idxs=()):
+    "Forget samples of a dataset that has changed; whether it has"
+    has_changed = self._watch.look(is_all, idxs)
+    if has_changed: self._renewed()
+    return has_changed
 
 @patch
 def _renew(self:CachedDataset):
@@ -435,21 +359,21 @@ def _renewed(self:CachedDataset):
 
 @patch
 @contextmanager
-def _reading(self:CachedDataset):
+def _reading(self:CachedDataset, idxs=()):
     self._look()
-    with self._watch.reading(): yield
+    with self._watch.using(idxs): yield
 
 # %% ../nbs/13_dataset.ipynb #d731672a
 @contextmanager
 def _as_it_was(dataset):
     "Have `dataset`, and those that it wraps, forget what they open meanwhile: forked workers that share an open file move each other's position in it"
-    held = [vars(o) for o in _walk(dataset, {}).values() if (o is dataset or isinstance(o, Dataset)) and hasattr(o, '__dict__')]
+    held = [vars(o) for o in parts_inside(dataset).values() if (o is dataset or isinstance(o, Dataset)) and hasattr(o, '__dict__')]
     states = [(o, dict(o), [v for v in o.values() if isinstance(v, (dict,list,set)) and not v]) for o in held]
     try: yield
     finally:
         for now,before,empty in states:
             new = [v for k,v in now.items() if v is not before.get(k)]
-            if not any(map(_may_be_open, new+empty)): continue
+            if not any(map(may_be_open, new+empty)): continue
             now.clear()
             now.update(before)
             for o in empty: o.clear()
@@ -528,7 +452,7 @@ def _read_batch(dataset, idxs):
 @patch
 def _read(self:CachedDataset, idxs, slots, stamp):
     "The samples `idxs` from the dataset, all at once if it can"
-    with self._watch.reading():
+    with self._watch.using(idxs):
         is_many = callable(getattr(self.dataset, '__getitems__', None))
         samples = _read_batch(self.dataset, idxs) if is_many else (self.dataset[i] for i in idxs)
         return [self._kept.keep(slot, o, stamp) for slot,o in zip(slots, samples)]
@@ -547,7 +471,7 @@ def __getitems__(self:CachedDataset, idxs):
     "The samples of a batch: those in memory, then what is missing"
     numbers = [_number(i) for i in idxs]
     if None in numbers: return [self[i] for i in idxs]
-    self._look()
+    self._look(idxs=numbers)
     if not self._watch.is_checked: self._check_again()
     slots,stamp = self._slots_of(numbers),self._stamp()
     found = self._kept.find(slots, stamp)
@@ -593,11 +517,20 @@ def purge(self:CachedDataset)->int: # Bytes given back
 
 @patch
 def forget(self:CachedDataset,
-    idxs=None, # Numbers of the samples; all if `None`
+    idxs=None, # A number, numbers or a mask of the samples; all if `None`
 ):
-    "Have samples read again, whose data was changed in place; the memory they took is free after the next `purge`"
-    slots = self._all_slots() if idxs is None else [o for o in self._slots_of(listify(idxs)) if o>=0]
+    "Have samples read again; the memory they took is free after the next `purge`. Raises `IndexError` for others"
+    slots = self._all_slots()
+    if idxs is not None and len(slots): slots = slots[_as_numbers(idxs, len(slots))]
     self._kept.cache.forget(slots)
+
+def _as_numbers(idxs, n):
+    "`idxs`, of `n` samples, as an array of numbers or as a mask"
+    res = np.atleast_1d(np.asarray(idxs))
+    if not res.size: return np.empty(0, np.int64)
+    bad = [len(res)] if res.dtype==bool and len(res)!=n else res[(res<-n)|(res>=n)].tolist() if res.dtype!=bool else []
+    if bad: raise IndexError(f"forget({bad[0]}): there are {n:,} samples")
+    return res
 
 @patch
 def _all_slots(self:CachedDataset):
@@ -626,14 +559,33 @@ class CachedLoader:
             raise ValueError(f"{k}={self._kept.options[k]!r} needs to know all files beforehand: wrap the dataset in `CachedDataset`")
         self.cache = self._kept.cache
         self._number = self.cache.reserve(fn, 1).first  # its own: other functions make other things of the same file
+        self._watch = Watch(fn, stamp=0)
 
-    def __call__(self, file, *args, **kwargs):
-        is_plain = type(file) in (str, type(Path())) and not (args or kwargs)
-        if self._kept.is_streamed or not is_plain: return self.fn(file, *args, **kwargs)
+    def __call__(self, *args, **kwargs):
+        if self._kept.is_streamed or not self._is_plain(args, kwargs): return self.fn(*args, **kwargs)
+        return self._of_file(*args)
+
+    def __get__(self, o, cls=None): return self if o is None else partial(self, o)  # as a method
+
+    def _is_plain(self, args, kwargs):
+        "Whether a call is of one path, by which what it gives can be found; by code that may have changed since"
+        if len(args)==1 and type(args[0]) in (str, type(Path())) and not kwargs:
+            self._watch.look()
+            return not self._watch.is_apart
+        self._kept.tell('call', f'{self._name} is called with other than one path, and that is not kept: give it the path alone, '
+                        'for instance as a function inside the method')
+        return False
+
+    @property
+    def _name(self): return f'cached({getattr(self.fn, "__name__", self.fn)})'
+
+    def _of_file(self, file):
         slot = self.cache.slot_of(file, self._number)
-        stamp = source_stamp(file)  # of before it is read: what is written meanwhile is noticed as a change
+        stamp = source_stamp(file)^self._watch.stamp  # of before it is read: what is written meanwhile is noticed as a change
         found, = self._kept.find([slot], stamp)
-        return found[0] if found else self._kept.keep(slot, self._read(file), stamp)
+        if found: return found[0]
+        with self._watch.using(): sample = self._read(file)
+        return self._kept.keep(slot, sample, stamp)
 
     def _read(self, file):
         self._n_checked += 1
@@ -650,7 +602,7 @@ class CachedLoader:
     def memory(self)->SampleStats:
         "What is in memory of the files that were loaded so far"
         return self._kept.stats(self.cache.known_slots(self._number))
-    def __repr__(self): return f'cached({getattr(self.fn, "__name__", self.fn)}): {self.memory.n_cached:,} files, {human_bytes(self.memory.cached_bytes)}'
+    def __repr__(self): return f'{self._name}: {self.memory.n_cached:,} files, {human_bytes(self.memory.cached_bytes)}'
 
 # %% ../nbs/13_dataset.ipynb #6a15f7b9
 @patch

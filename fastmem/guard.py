@@ -6,7 +6,8 @@ Docs: https://fastmem.github.io/fastmem/guard.html.md"""
 
 # %% auto #0
 __all__ = ['human_bytes', 'memory_limits', 'available_memory', 'total_memory', 'address_space_bytes', 'memory_pressure_frac',
-           'default_reserve_bytes', 'MemoryGuard', 'local_rank', 'n_local_ranks', 'trim_heap', 'shared_guard']
+           'default_reserve_bytes', 'MemoryGuard', 'local_rank', 'n_local_ranks', 'trim_heap', 'shared_guard',
+           'check_guard']
 
 # %% ../nbs/00_guard.ipynb #738a32fc
 import ctypes, os, re, threading, time
@@ -298,3 +299,8 @@ def shared_guard()->MemoryGuard:
     "The guard that every cache of this process uses unless it is given another"
     if not _shared: _shared.append(MemoryGuard())
     return _shared[0]
+
+def check_guard(guard):
+    "Raise a `TypeError` unless `guard` is a `MemoryGuard` or `None`"
+    if guard is None or isinstance(guard, MemoryGuard): return
+    raise TypeError(f"guard={guard!r}: write guard=MemoryGuard(limit_bytes=2e9) for a limit of 2 GB")
