@@ -33,13 +33,12 @@ def check_images(dls):
     own = first(o for o in datasets if makes_own_items(o))
     if own is not None:
         raise TypeError(f"{type(own).__name__} makes its items in a `__getitem__` of its own, which reading from "
-                        f"memory would leave out: do that in a transform. {ways_out}")
+                        f"memory would leave out: do that in a transform. {ways_out} {doctor('not-kept')}")
     tfms = [tfm for o in datasets for tl in item_lists(o) for tfm in tl.tfms.fs]
     names = sorted({o.name.split(' ')[0] for o in tfms})
     found = names or [type(ifnone(d, o)).__name__ for o,d in zip(dls.loaders, datasets)]
     raise TypeError("no images in these DataLoaders: looked for the `create` of an image class, as it is now (`PILImage.create`, "
-                    f"as `ImageBlock` has it) among the type transforms, and found {found}. {ways_out}")
-
+                    f"as `ImageBlock` has it) among the type transforms, and found {found}. {ways_out} {doctor('not-kept')}")
 
 # %% ../nbs/10_api.ipynb #01b945c4
 @patch
@@ -49,7 +48,8 @@ def in_memory(self:DataLoaders,
     **kwargs
 )->DataLoaders: # The same object
     "Keep the images of these `DataLoaders` in memory, from now on; raises `TypeError` where there are none"
-    options = Options(mode, **kwargs)
+    try: options = Options(mode, **kwargs)
+    except (TypeError,ValueError) as e: raise e.with_traceback(None)  # without the frames of the checks
     check_images(self)
     if len(shared_guard().caches): gc.collect()  # a dropped Learner and its cache are a cycle
     fastais = [o for o in self.loaders if isinstance(o, TfmdDL)]
@@ -160,10 +160,12 @@ def preload(self:DataLoaders,
     cache,options = dls[0].cache,dls[0].options
     if options.mode=='stream':
         raise ValueError("mode='stream' keeps nothing: call `dls.in_memory()` with another mode first")
-    cache.resume()
+    if not cache.may_cache or cache.verdict=='stream': cache.resume()
     apply_plan(cache, options.mode, options.on_full)
     columns = {id(c): c for dl in dls for c in dl.columns.values()}
-    if cache.verdict!='stream': dls[0].preload(columns.values(), n_workers)
+    if cache.verdict!='stream':
+        try: dls[0].preload(columns.values(), n_workers)
+        except KeyboardInterrupt: raise KeyboardInterrupt from None  # without the frames of the fill
     return self.memory
 
 # %% ../nbs/10_api.ipynb #eba225f3

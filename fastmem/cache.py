@@ -261,7 +261,10 @@ def note_skips(self:ImageCache):
     self.arena.has_skips = True
 
 # %% ../nbs/05_cache.ipynb #ba7b93b6
-told_kinds = 'given back','full','plan','unversioned','unkept','index','changed' # lines that are told once an event
+told_kinds = {'given back':'full', 'full':'full', 'plan':'full', 'unversioned':'not-kept', 'unkept':'not-kept',
+              'index':'not-kept', 'changed':'not-kept'} # lines that are told once an event, and their entries on the doctor page
+
+def _number(kind): return list(told_kinds).index(kind)
 
 @patch
 def tell_once(self:ImageCache,
@@ -269,13 +272,13 @@ def tell_once(self:ImageCache,
     text:str, # One line
 ):
     "Print a line, unless one of its kind was told since the last `purge` or `resume`, in any process"
-    if kind in ('given back','plan'): self.arena.set_once(told_kinds.index('full'))  # which these say, too
-    if self.arena.set_once(told_kinds.index(kind)): print(f'fastmem: {text}', flush=True)
+    if kind in ('given back','plan'): self.arena.set_once(_number('full'))  # which these say, too
+    if self.arena.set_once(_number(kind)): say(text, told_kinds[kind])
 
 @patch(as_prop=True)
 def not_kept(self:ImageCache)->str:
     "Why some images that were read could not be kept; '' if all could"
-    was_told = any(self.arena.was_once(told_kinds.index(o)) for o in ('unkept','unversioned'))
+    was_told = any(self.arena.was_once(_number(o)) for o in ('unkept','unversioned'))
     return self.why_unkept or ('a worker has printed why' if was_told else '')
 
 # %% ../nbs/05_cache.ipynb #cfbef08f
@@ -652,18 +655,19 @@ def fill(self:ImageCache,
     if not len(todo): return {}
     make = ifnone(make, partial(self._make, keep=True, looks=looks))
     bar = progress_bar(todo) if show else todo
-    errors,start_s = {},time.perf_counter()
+    errors,n,start_s = {},0,time.perf_counter()
     n_workers = ifnone(n_workers, worthwhile_threads(source_of(todo[0])[0], num_cpus()))
     def fill_one(i): return self._fill_one(int(slots[i]), source_of(i), make)
     filling = map_threads(fill_one, todo, n_workers)
     try:
-        for n,(i,error) in enumerate(zip(bar, filling)):
+        for n,(i,error) in enumerate(zip(bar, filling), 1):
             if error is not None: errors[source_of(i)[0]] = error
             if show and n%32==0: bar.comment = self._progress(n, start_s)
             if self.is_full: break
     finally:
         filling.close()
         self.flush()
+        if show and 0<n<len(todo): bar.update_bar(int(self.arena.ready(slots[todo]).sum()))  # where it ended
     return errors
 
 # %% ../nbs/05_cache.ipynb #c8340793

@@ -43,7 +43,7 @@ def check_choice(name, value, choices):
 # %% ../nbs/06_columns.ipynb #4da6363c
 def _check_guard(guard):
     if guard is None or isinstance(guard, MemoryGuard): return
-    raise TypeError(f"guard={guard!r}: write guard=MemoryGuard(limit_bytes=2e9) for a limit of 2 GB")
+    raise TypeError(f"guard={guard!r}: write guard=MemoryGuard(limit_bytes=2e9) for a limit of 2 GB. {doctor('limit')}")
 
 def _check_size(size):
     if size is None or (isinstance(size, int) and not isinstance(size, bool) and size>0): return

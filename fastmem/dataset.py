@@ -573,9 +573,11 @@ def preload(self:CachedDataset,
     if kept.is_streamed: raise ValueError("mode='stream' keeps nothing: wrap the dataset with another mode")
     self._look()
     if not self._watch.is_checked: self._check_again()
-    cache.resume()
+    if not cache.may_cache or cache.verdict=='stream': cache.resume()
     kept.apply_plan()
-    if cache.verdict!='stream' and not self._watch.is_apart: self._fill(n_workers or 0)
+    if cache.verdict!='stream' and not self._watch.is_apart:
+        try: self._fill(n_workers or 0)
+        except KeyboardInterrupt: raise KeyboardInterrupt from None  # without the frames of the fill
     return self.memory
 
 @patch
