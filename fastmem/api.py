@@ -37,8 +37,8 @@ def check_images(dls):
     tfms = [tfm for o in datasets for tl in item_lists(o) for tfm in tl.tfms.fs]
     names = sorted({o.name.split(' ')[0] for o in tfms})
     found = names or [type(ifnone(d, o)).__name__ for o,d in zip(dls.loaders, datasets)]
-    raise TypeError("no images in these DataLoaders: looked for the `create` of an image class, as it is now (`PILImage.create`, "
-                    f"as `ImageBlock` has it) among the type transforms, and found {found}. {ways_out} {doctor('not-kept')}")
+    raise TypeError("no images in these DataLoaders: looked for the `create` of an image class, as it is now "
+                    f"(`PILImage.create`), among the type transforms, and found {found}. {ways_out} {doctor('not-kept')}")
 
 # %% ../nbs/10_api.ipynb #01b945c4
 @patch

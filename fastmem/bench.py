@@ -40,7 +40,7 @@ def _photos(n):
 def make_demo_folder(
     path, # Folder to make
     n_digits:int=600, # Digits, as PNG
-    n_photos:int=200, # Crops of each photo, as JPEG
+    n_photos:int=150, # Crops of each photo, as JPEG
 )->Path:
     "Save real images from scikit-learn in folders named by class"
     images = [('.png',*o) for o in _digits(n_digits)] + [('.jpg',*o) for o in _photos(n_photos)]

@@ -124,7 +124,8 @@ def total_memory(
 def address_space_bytes()->int: # `None` if there is no limit
     "Bytes of address space that `RLIMIT_AS` (`ulimit -v`) still leaves this process"
     limit = resource.getrlimit(resource.RLIMIT_AS)[0] if resource else None
-    return None if limit in (None, getattr(resource, 'RLIM_INFINITY', None)) else max(0, limit-psutil.Process().memory_info().vms)
+    if limit in (None, getattr(resource, 'RLIM_INFINITY', None)): return None
+    return max(0, limit-psutil.Process().memory_info().vms)
 
 # %% ../nbs/00_guard.ipynb #dce2bd7a
 _pressed_frac = .1
@@ -150,7 +151,7 @@ def default_reserve_bytes(
 def _check_bytes(name, n):
     if n is None: return None
     if not isinstance(n, (int,float)) or isinstance(n, bool) or n<0 or n!=n//1:
-        raise ValueError(f"{name} must be a whole number of bytes, 0 or more, not {n!r}: write e.g. {name}=2e9 for 2 GB")
+        raise ValueError(f"{name}={n!r}: it is a whole number of bytes, 0 or more; write {name}=2e9 for 2 GB")
     return int(n)
 
 class MemoryGuard:
@@ -163,7 +164,8 @@ class MemoryGuard:
         self.limit_bytes = _check_bytes('limit_bytes', limit_bytes)
         self.arenas,self.takers,self._watch = WeakSet(),WeakKeyDictionary(),None
         self.caches = WeakSet() # of all guards, where this one is the shared one
-        self.short,self.given_bytes = False,0 # whether the reserve is being made whole; bytes that caches gave back for it
+        self.short = False # whether the reserve is being made whole
+        self.given_bytes = 0 # what caches gave back for it
 
     def add(self, arena):
         "Count `arena` from now on"
@@ -200,7 +202,7 @@ class MemoryGuard:
         return min(self.limits().values())
 
     def binding(self)->str:
-        "What limits the budget: 'host RAM', a cgroup's folder, 'RLIMIT_AS', what an arena names (a full disk), or 'limit_bytes'"
+        "What limits the budget: 'host RAM', a cgroup's folder, 'RLIMIT_AS', 'limit_bytes', or what an arena names"
         limits = self.limits()
         return min(limits, key=limits.get)
 
@@ -260,7 +262,7 @@ def give_back(self:MemoryGuard,
     return given_bytes
 
 def trim_heap():
-    "Have the C library give back what it holds and nobody uses: after some rounds of large batches that may be hundreds of MB"
+    "Have the C library give back what it holds and nobody uses: after large batches that may be hundreds of MB"
     if trim := getattr(ctypes.CDLL(None), 'malloc_trim', None): trim(0)  # glibc has it
 
 @patch

@@ -80,7 +80,8 @@ class MemoryCallback(Callback):
         text = f'{n_hits:,} images came from memory'
         try: read_s = disk_read_s(self.dls)
         except bad_file_errors as e: return f"{text}; they can't be read from disk any more ({type(e).__name__})"
-        return f'{text}, which saved about {n_hits*read_s:.1f} s of CPU time ({1000*read_s:.2g} ms an image, measured just now)'
+        return (f'{text}, which saved about {n_hits*read_s:.1f} s of CPU time '
+                f'({1000*read_s:.2g} ms an image, measured just now)')
 
 # %% ../nbs/11_learner.ipynb #6e202c7d
 def _has_files(column, n=8):

@@ -38,8 +38,8 @@ def warn_given_back(
     "Say that images were given back since this was asked last"
     given_bytes = cache.given_back_bytes()
     if not given_bytes: return
-    text = (f'memory runs short ({cache.guard.binding()}): {human_bytes(given_bytes)} of {nouns.things} were given back '
-            f'and are read from {nouns.origin}. Use fewer workers or {nouns.way_out}.')
+    text = (f'memory runs short ({cache.guard.binding()}): {human_bytes(given_bytes)} of {nouns.things} were '
+            f'given back and are read from {nouns.origin}. Use fewer workers or {nouns.way_out}.')
     cache.tell_once('given back', text)
 
 # %% ../nbs/08_messages.ipynb #e435e0c6
