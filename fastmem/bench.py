@@ -43,11 +43,10 @@ def make_demo_folder(
     n_photos:int=150, # Crops of each photo, as JPEG
 )->Path:
     "Save real images from scikit-learn in folders named by class"
-    images = [('.png',*o) for o in _digits(n_digits)] + [('.jpg',*o) for o in _photos(n_photos)]
-    for i,(suffix,name,im) in enumerate(images):
+    for i,(name,im) in enumerate([*_digits(n_digits), *_photos(n_photos)]):
         folder = Path(path)/name
         folder.mkdir(parents=True, exist_ok=True)
-        im.save(folder/f'{i:04d}{suffix}')
+        im.save(folder/f'{i:04d}{".png" if name.startswith("digit") else ".jpg"}')
     return Path(path)
 
 # %% ../nbs/13a_bench.ipynb #9f142064
@@ -235,8 +234,9 @@ def plot_bench(
     if ax is None: _,ax = plt.subplots(figsize=(8,.4*len(runs)+1), layout='constrained')
     names = [f'{o.what}, {o.workers} worker{"" if o.workers==1 else "s"}' for o in runs]
     rates = [o.rate for o in runs]
-    spans = [[o.rate-o.rates[0] for o in runs], [o.rates[-1]-o.rate for o in runs]]
-    ax.barh(names, rates, xerr=spans, color=['C7' if o.is_stock else 'C0' for o in runs])
+    below = [o.rate-o.rates[0] for o in runs]
+    above = [o.rates[-1]-o.rate for o in runs]
+    ax.barh(names, rates, xerr=[below,above], color=['C7' if o.is_stock else 'C0' for o in runs])
     ax.bar_label(ax.containers[-1], [f'{o:,.0f}' for o in rates], padding=6)
     ax.set(xlabel='images/s')
     ax.margins(x=.15)
@@ -304,7 +304,8 @@ def verdict(
 )->str:
     "Say in one sentence whether loading is the bottleneck, and what fastmem would change"
     def estimate_s(o): return epoch_estimate_s(o, n, model_rate or np.inf)
-    stock,warm = [min((o for o in runs if o.what==what), key=estimate_s) for what in (_ways[0],_ways[2])]
+    def best(what): return min((o for o in runs if o.what==what), key=estimate_s)
+    stock,warm = best(_ways[0]),best(_ways[2])
     feeds = (f'stock fastai loads {stock.rate:,.0f} images/s (num_workers={stock.workers}) '
              f'and fastmem {warm.rate:,.0f} once warm')
     if not model_rate: return f'A model that trains more than {stock.rate:,.0f} images/s waits for its images: {feeds}.'

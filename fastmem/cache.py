@@ -706,6 +706,11 @@ def forget(self:ImageCache, slots:np.ndarray):
     self.arena.free(slots)
 
 # %% ../nbs/05_cache.ipynb #98fef9ee
+class _GivenBack(int):
+    "Bytes, which a notebook shows in words"
+    def __repr__(self): return f'{human_bytes(self)} given back'
+    def __str__(self): return int.__repr__(self)
+
 @patch
 def _start_anew(self:ImageCache):
     self.arena.clear_once()
@@ -725,7 +730,7 @@ def purge(self:ImageCache,
     self.arena.is_paused = pause
     self._start_anew()
     self.batches.clear()
-    return self.arena.purge() + sum(o.purge() for o in self.files.values())
+    return _GivenBack(self.arena.purge() + sum(o.purge() for o in self.files.values()))
 
 # %% ../nbs/05_cache.ipynb #6aa6114e
 @patch

@@ -91,8 +91,8 @@ def _ram(n_bytes): return f'{"-" if n_bytes<0 else "+"}{human_bytes(abs(n_bytes)
 
 def _demo_table(runs):
     "A table of `Measured`, stock first"
-    rows = [['','images/s','ratio','RAM'], *[[o.what, *_speed(o, runs[0]), _ram(o.ram_bytes)] for o in runs]]
-    return text_table(rows)
+    rows = [[o.what, *_speed(o, runs[0]), _ram(o.ram_bytes)] for o in runs]
+    return text_table([['','images/s','ratio','RAM'], *rows])
 
 @call_parse
 def fastmem_demo(
@@ -180,9 +180,11 @@ def _cache_row(o):
     "A pixel file as a row of text"
     used = human_bytes(o.used_bytes)
     if o.why: return [o.path.name, o.why, '', '', used]
-    kind = [(o.recipe.get('cls') or '').rpartition('.')[2], o.recipe.get('method') or '']
-    size = 'x'.join(map(str, o.recipe.get('size') or ())) or 'whole'
-    return [o.path.name, ' '.join(filter(None, kind)), size, f'{o.n_items:,}', used]
+    recipe = o.recipe
+    cls = (recipe.get('cls') or '').rpartition('.')[2]
+    kind = ' '.join(filter(None, (cls, recipe.get('method'))))
+    size = 'x'.join(map(str, recipe.get('size') or ())) or 'whole'
+    return [o.path.name, kind, size, f'{o.n_items:,}', used]
 
 @call_parse
 def fastmem_cache(

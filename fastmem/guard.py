@@ -192,8 +192,10 @@ class MemoryGuard:
         "{what limits: bytes that caches may still take under it}"
         kept_bytes = self.wanted_bytes+self.coming_bytes
         res = {k: max(0, v-kept_bytes) for k,v in memory_limits().items()}
-        if not self.arenas and (n:=address_space_bytes()) is not None: res['RLIMIT_AS'] = max(0, n-self.reserve_bytes)
-        for k,v in (o for a in self.arenas for o in a.limits().items()): res[k] = min(v, res.get(k, v))
+        n = None if self.arenas else address_space_bytes()
+        if n is not None: res['RLIMIT_AS'] = max(0, n-self.reserve_bytes)
+        for arena in self.arenas:
+            for k,v in arena.limits().items(): res[k] = min(v, res.get(k, v))
         if self.limit_bytes is not None: res['limit_bytes'] = max(0, self.limit_bytes-self.used_bytes)
         return res
 
@@ -224,8 +226,9 @@ def expect(self:MemoryGuard,
 ):
     "Keep `n_bytes` free for the batches of `who`; loaders that do not run yet are taken to run in turns"
     self.takers[who] = n_bytes,state
-    begun,taken = (sum(n for n,o in self.takers.values() if o==state) for state in ('begun','taken'))
-    n_bytes = max(begun, max(n for n,_ in self.takers.values())-taken)
+    def sum_of(state): return sum(n for n,o in self.takers.values() if o==state)
+    largest = max(n for n,_ in self.takers.values())
+    n_bytes = max(sum_of('begun'), largest-sum_of('taken'))
     for a in self.arenas: a.coming_bytes = n_bytes
 
 # %% ../nbs/00_guard.ipynb #61e5777d

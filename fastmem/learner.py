@@ -1,4 +1,4 @@
-"""Whether memory helps: before training, and in the progress table
+"""Does memory help? Ask before training, and look at the progress table
 
 Docs: https://fastmem.github.io/fastmem/learner.html.md"""
 
@@ -56,8 +56,9 @@ class MemoryCallback(Callback):
         self.trained,self.in_table = False,not (hasattr(self.learn, 'lr_finder') or hasattr(self, 'gather_preds'))
         if not self.in_table: return
         self.first_counts = self.counts()
-        names,n_time = self.recorder.metric_names,int(self.recorder.add_time)
-        self.recorder.metric_names = names[:len(names)-n_time]+['hit_rate','free_gb']+names[len(names)-n_time:]
+        names = self.recorder.metric_names
+        at = len(names)-int(self.recorder.add_time)
+        self.recorder.metric_names = names[:at]+['hit_rate','free_gb']+names[at:]
 
     def counts(self):
         memory = self.dls.memory

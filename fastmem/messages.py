@@ -1,4 +1,4 @@
-"""Does it fit, what is done if not, and every line that says so
+"""Does it fit, what happens if not, and every line that says so
 
 Docs: https://fastmem.github.io/fastmem/messages.html.md"""
 
