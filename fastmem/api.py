@@ -49,7 +49,8 @@ def in_memory(self:DataLoaders,
 )->DataLoaders: # The same object
     "Keep the images of these `DataLoaders` in memory, from now on; raises `TypeError` where there are none"
     try: options = Options(mode, **kwargs)
-    except (TypeError,ValueError) as e: raise e.with_traceback(None)  # without the frames of the checks
+    except (TypeError,ValueError) as e:  # without the frames of the checks
+        raise type(e)(str(e).replace('Options.__init__', 'in_memory')) from None
     check_images(self)
     if len(shared_guard().caches): gc.collect()  # a dropped Learner and its cache are a cycle
     fastais = [o for o in self.loaders if isinstance(o, TfmdDL)]
@@ -79,7 +80,7 @@ class CacheStats(NamedTuple):
     store:str # 'decoded', 'resized', or both
     batches:str # 'gathered', or why they are made item by item
     path:str='' # Folder that the pixels are in; '' for memory
-    loaders:tuple=() # Weak references to those whose images these are: what a notebook shows it keeps
+    loaders:tuple=() # Weak references to them, for a notebook keeps what it shows
     not_kept:str='' # Why some images are opened anew each time; '' if all may be kept
 
     @property
@@ -95,7 +96,7 @@ class CacheStats(NamedTuple):
 # %% ../nbs/10_api.ipynb #403a9500
 @patch
 def _reads(self:CacheStats):
-    if not self.hits+self.misses: return 'none yet'
+    if not self.hits: return f'{self.misses:,} from disk' if self.misses else 'none yet'
     return f'{self.hits:,} hits, {self.misses:,} misses ({self.hit_rate:.1%} hits)'
 
 @patch

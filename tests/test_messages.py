@@ -14,9 +14,9 @@ def path(tmp_path_factory):
     photo_folder(path, 20, (120,90))
     return path
 
-def photo_dls(path, create=None):
-    "Loaders of whole images; `create` opens them if given"
-    block = ImageBlock if create is None else TransformBlock(type_tfms=create, batch_tfms=IntToFloatTensor)
+def photo_dls(path, create=None, block=ImageBlock):
+    "Loaders of images; `create` opens them if given"
+    if create is not None: block = TransformBlock(type_tfms=create, batch_tfms=IntToFloatTensor)
     data = DataBlock((block, CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=RandomSplitter(.2, seed=1), item_tfms=Resize(64))
     return data.dataloaders(path, bs=4, num_workers=0, device='cpu')
 
@@ -24,7 +24,7 @@ def n_frames(e): return len(traceback.extract_tb(e.__traceback__))
 
 @pytest.mark.parametrize('wrong,said', [
     (dict(store='resizd'), "it is one of 'auto', 'resized'"), (dict(guard=2_000_000_000), 'write guard=MemoryGuard(limit_bytes=2e9)'),
-    (dict(guard='4GB'), 'write guard=MemoryGuard(limit_bytes=2e9)'), (dict(limit_gb=8), 'limit_gb')])
+    (dict(guard='4GB'), 'write guard=MemoryGuard(limit_bytes=2e9)'), (dict(limit_gb=8), "in_memory() got an unexpected keyword argument 'limit_gb'")])
 def test_a_wrong_option_is_one_line_in_two_frames(path, wrong, said):
     try: photo_dls(path).in_memory(**wrong)
     except (TypeError,ValueError) as e: assert said in str(e) and n_frames(e)==2
@@ -52,7 +52,11 @@ def test_an_interrupted_preload_says_what_is_kept_and_goes_on(path, capsys, monk
     assert 0<n_kept<20 and bars[-1]==n_kept, 'the bar ends where it stopped'
     assert said==[f'fastmem: stopped: {n_kept} images are kept, and the same call goes on from there']
     assert dls.preload(n_workers=0).n_cached==20
-    assert 'none yet' in repr(dls.memory), 'no "0 % hits" before a batch asks'
+
+def test_after_a_preload_no_rate_of_hits_is_shown(path):
+    "Before a batch asks, that would be 0 %; a block has read one image to make the loaders"
+    assert 'none yet' in repr(photo_dls(path).in_memory(mode='preload').memory)
+    assert '1 from disk' in repr(photo_dls(path, block=MemImageBlock(guard=MemoryGuard(limit_bytes=10_000_000))).preload())
 
 def test_a_bar_that_a_limit_ends_stays_where_it_ended(path, monkeypatch):
     bars = []
