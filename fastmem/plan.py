@@ -89,13 +89,13 @@ def plot(self:MemoryPlan, ax=None):
     plans = self.stores or {self.store: self}
     if ax is None: _,ax = plt.subplots(figsize=(6, .5*len(plans)+1))
     colors = ['C0' if o.fits else 'C3' for o in plans.values()]
-    widths = [o.total_bytes/1e9 for o in plans.values()]
+    widths = [o.total_bytes for o in plans.values()]
     bars = ax.barh(list(plans), widths, color=colors)
     ax.bar_label(bars, [f' {o.size_text()}' for o in plans.values()])
-    largest,budget = max(widths),self.budget_bytes/1e9
-    if budget<2*largest: ax.axvline(budget, color='C7', ls='--')
+    largest = max(widths)
+    if self.budget_bytes<2*largest: ax.axvline(self.budget_bytes, color='C7', ls='--')
     title = f'{self.store}: {self.cached_frac:.0%} fits in {human_bytes(self.budget_bytes)}'
-    ax.set(xlabel='GB', title=title, xlim=(0, 1.3*largest or 1))
+    ax.set(title=title, xlim=(0, 1.3*largest or 1), xticks=[])
     return ax
 
 # %% ../nbs/02_plan.ipynb #3649b4f1
