@@ -261,10 +261,7 @@ def note_skips(self:ImageCache):
     self.arena.has_skips = True
 
 # %% ../nbs/05_cache.ipynb #ba7b93b6
-told_kinds = {'given back':'full', 'full':'full', 'plan':'full', 'unversioned':'not-kept', 'unkept':'not-kept',
-              'index':'not-kept', 'changed':'not-kept'} # lines that are told once an event, and their entries on the doctor page
-
-def _number(kind): return list(told_kinds).index(kind)
+told_kinds = 'full','given back','plan','unversioned','unkept','index','changed' # lines that are told once an event
 
 @patch
 def tell_once(self:ImageCache,
@@ -272,13 +269,13 @@ def tell_once(self:ImageCache,
     text:str, # One line
 ):
     "Print a line, unless one of its kind was told since the last `purge` or `resume`, in any process"
-    if kind in ('given back','plan'): self.arena.set_once(_number('full'))  # which these say, too
-    if self.arena.set_once(_number(kind)): say(text, told_kinds[kind])
+    if kind in ('given back','plan'): self.arena.set_once(told_kinds.index('full'))  # which these say, too
+    if self.arena.set_once(told_kinds.index(kind)): say(text, 'full' if kind in told_kinds[:3] else 'not-kept')
 
 @patch(as_prop=True)
 def not_kept(self:ImageCache)->str:
     "Why some images that were read could not be kept; '' if all could"
-    was_told = any(self.arena.was_once(_number(o)) for o in ('unkept','unversioned'))
+    was_told = any(self.arena.was_once(told_kinds.index(o)) for o in ('unkept','unversioned'))
     return self.why_unkept or ('a worker has printed why' if was_told else '')
 
 # %% ../nbs/05_cache.ipynb #cfbef08f
