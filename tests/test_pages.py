@@ -29,6 +29,16 @@ def test_the_sidebar_has_every_page_once():
     listed = list(in_sidebar(yaml.safe_load((nbs/'sidebar.yml').read_text())['website']['sidebar']['contents']))
     assert sorted(listed)==sorted(o.relative_to(nbs).as_posix() for o in nbs.rglob('*.ipynb') if '.ipynb_checkpoints' not in o.parts)
 
+class NoTwice(yaml.SafeLoader):
+    "Quarto refuses a key that is given twice, PyYAML takes the last"
+    def construct_mapping(self, node, deep=False):
+        keys = [k.value for k,_ in node.value]
+        assert len(keys)==len(set(keys)), keys
+        return super().construct_mapping(node, deep)
+
+def test_settings_of_the_site_are_given_once():
+    for o in nbs.glob('*.yml'): yaml.load(o.read_text(), NoTwice)
+
 @each_page
 def test_no_progress_bar_is_left_in_an_output(page):
     assert not any('\r' in text or '█' in text for text in output_text(page))
