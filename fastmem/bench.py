@@ -39,8 +39,8 @@ def _photos(n):
 
 def make_demo_folder(
     path, # Folder to make
-    n_digits:int=600, # Digits, as PNG
-    n_photos:int=150, # Crops of each photo, as JPEG
+    n_digits:int=400, # Digits, as PNG
+    n_photos:int=100, # Crops of each photo, as JPEG
 )->Path:
     "Save real images from scikit-learn in folders named by class"
     for i,(name,im) in enumerate([*_digits(n_digits), *_photos(n_photos)]):
