@@ -226,9 +226,8 @@ def expect(self:MemoryGuard,
 ):
     "Keep `n_bytes` free for the batches of `who`; loaders that do not run yet are taken to run in turns"
     self.takers[who] = n_bytes,state
-    def sum_of(state): return sum(n for n,o in self.takers.values() if o==state)
-    largest = max(n for n,_ in self.takers.values())
-    n_bytes = max(sum_of('begun'), largest-sum_of('taken'))
+    begun,taken = (sum(n for n,o in self.takers.values() if o==state) for state in ('begun','taken'))
+    n_bytes = max(begun, max(n for n,_ in self.takers.values())-taken)
     for a in self.arenas: a.coming_bytes = n_bytes
 
 # %% ../nbs/00_guard.ipynb #61e5777d
