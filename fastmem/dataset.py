@@ -634,7 +634,7 @@ class CachedLoader:
         **kwargs
     ):
         self.fn,self._kept,self._n_checked = fn,SampleCache(**kwargs),0
-        if not callable(fn): raise TypeError(f"{fn!r} is no function that loads a file, such as cached(pil_loader) needs")
+        if not callable(fn): raise TypeError(f"a function that loads a file is needed, as in cached(pil_loader), not {fn!r}")
         for k,known in dict(mode=('lazy','stream'), on_full=('partial',)).items():
             if self._kept.options[k] in known: continue
             raise ValueError(f"{k}={self._kept.options[k]!r} needs to know all files beforehand: "
