@@ -262,7 +262,7 @@ def note_skips(self:ImageCache):
     self.arena.has_skips = True
 
 # %% ../nbs/05_cache.ipynb #ba7b93b6
-told_kinds = 'given back','full','plan','unversioned','unkept','index','changed','call' # lines that are told once an event
+told_kinds = 'full','given back','plan','unversioned','unkept','index','changed','call' # lines that are told once an event
 
 @patch
 def tell_once(self:ImageCache,
@@ -271,7 +271,7 @@ def tell_once(self:ImageCache,
 ):
     "Print a line, unless one of its kind was told since the last `purge` or `resume`, in any process"
     if kind in ('given back','plan'): self.arena.set_once(told_kinds.index('full'))  # which these say, too
-    if self.arena.set_once(told_kinds.index(kind)): print(f'fastmem: {text}', flush=True)
+    if self.arena.set_once(told_kinds.index(kind)): say(text, 'full' if kind in told_kinds[:3] else 'not-kept')
 
 @patch(as_prop=True)
 def not_kept(self:ImageCache)->str:
@@ -653,18 +653,19 @@ def fill(self:ImageCache,
     if not len(todo): return {}
     make = ifnone(make, partial(self._make, keep=True, looks=looks))
     bar = progress_bar(todo) if show else todo
-    errors,start_s = {},time.perf_counter()
+    errors,n,start_s = {},0,time.perf_counter()
     n_workers = ifnone(n_workers, worthwhile_threads(source_of(todo[0])[0], num_cpus()))
     def fill_one(i): return self._fill_one(int(slots[i]), source_of(i), make)
     filling = map_threads(fill_one, todo, n_workers)
     try:
-        for n,(i,error) in enumerate(zip(bar, filling)):
+        for n,(i,error) in enumerate(zip(bar, filling), 1):
             if error is not None: errors[source_of(i)[0]] = error
             if show and n%32==0: bar.comment = self._progress(n, start_s)
             if self.is_full: break
     finally:
         filling.close()
         self.flush()
+        if show and 0<n<len(todo): bar.update_bar(int(self.arena.ready(slots[todo]).sum()))  # where it ended
     return errors
 
 # %% ../nbs/05_cache.ipynb #c8340793
@@ -703,6 +704,11 @@ def forget(self:ImageCache, slots:np.ndarray):
     self.arena.free(slots)
 
 # %% ../nbs/05_cache.ipynb #98fef9ee
+class _GivenBack(int):
+    "Bytes, which a notebook shows in words"
+    def __repr__(self): return f'{human_bytes(self)} given back'
+    def __str__(self): return int.__repr__(self)
+
 @patch
 def _start_anew(self:ImageCache):
     self.arena.clear_once()
@@ -722,7 +728,7 @@ def purge(self:ImageCache,
     self.arena.is_paused = pause
     self._start_anew()
     self.batches.clear()
-    return self.arena.purge() + sum(o.purge() for o in self.files.values())
+    return _GivenBack(self.arena.purge() + sum(o.purge() for o in self.files.values()))
 
 # %% ../nbs/05_cache.ipynb #6aa6114e
 @patch

@@ -16,6 +16,7 @@ from typing import Annotated
 from fastcore.script import call_parse
 
 from . import __version__
+from .guard import *
 
 # %% ../nbs/14_cli.ipynb #f5db6431
 def _bench():
@@ -26,7 +27,7 @@ def _bench():
     return bench
 
 def _check(command, path=None, workers=(), **counts):
-    "Exit unless the folder `path`, if given, is there, no `workers` is negative, and all `counts` that are given are 1 or more"
+    "Exit unless the folder `path` is there, no `workers` is negative, and all `counts` are 1 or more"
     if path is not None and not Path(path).is_dir(): raise SystemExit(f'{command}: no folder {path}')
     for name,o in counts.items():
         if o is not None and o<1: raise SystemExit(f'{command}: --{name.replace("_","-")} must be 1 or more, not {o}')
@@ -42,7 +43,7 @@ def _one_line(command):
 _Version = Annotated[str, {'action':'version', 'version':f'fastai-fastmem {__version__}'}]
 _Folder = Annotated[str, {'opt':False, 'nargs':'?'}]
 
-def _guard(bench, limit_mb): return bench.MemoryGuard(limit_bytes=limit_mb and limit_mb*1_000_000)
+def _guard(limit_mb): return MemoryGuard(limit_bytes=limit_mb and limit_mb*1_000_000)
 
 def text_table(
     rows:list, # Of lists of text; the first holds the headings
@@ -53,9 +54,11 @@ def text_table(
     return '\n'.join('  '.join(line(*o)).rstrip() for o in rows)
 
 # %% ../nbs/14_cli.ipynb #f5db6430
-def _unreadable(bad): return f"{len(bad):,} can't be read: {', '.join(map(str, bad[:3]))}{' and others' if len(bad)>3 else ''}"
+def _unreadable(bad):
+    names = ', '.join(map(str, bad[:3]))
+    return f"{len(bad):,} can't be read: {names}{' and others' if len(bad)>3 else ''}"
 
-def _limits_table(guard, human_bytes):
+def _limits_table(guard):
     limits = sorted(guard.limits().items(), key=lambda o: o[1])
     return text_table([['limit','room left'], *[[k,human_bytes(v)] for k,v in limits]])
 
@@ -69,14 +72,14 @@ def fastmem_plan(
     "Estimate what keeping the images in PATH in memory would take; exits 1 if none can be read"
     _check('fastmem-plan', path, size=size, limit_mb=limit_mb)
     bench = _bench()
-    guard = _guard(bench, limit_mb)
+    guard = _guard(limit_mb)
     with _one_line('fastmem-plan'):
         files = bench.get_images(path)
         _,bad = bench.readable(bench.spread(files, 256))
         plan = bench.probe(files, n=2000, size=size, guard=guard)
     print(f'With item_tfms=Resize({size}):\n{plan}\n')
     if bad: print(f'{_unreadable(bad)}\n')
-    print(_limits_table(guard, bench.human_bytes))
+    print(_limits_table(guard))
 
 # %% ../nbs/14_cli.ipynb #63e8a30d
 def _speed(o, stock):
@@ -84,17 +87,12 @@ def _speed(o, stock):
     if not o.seconds: return ['','']
     return [f'{o.rate:,.0f}', f'{o.rate/stock.rate:.1f}x']
 
-def _demo_table(runs, human_bytes):
-    "A table of `Measured`, stock first"
-    rows = [['','images/s','ratio','RAM','accuracy']]
-    for o in runs:
-        ram = f'{"-" if o.ram_bytes<0 else "+"}{human_bytes(abs(o.ram_bytes))}' if o.ram_bytes else ''
-        score = '' if o.accuracy is None else f'{o.accuracy:.1%}'
-        rows.append([o.what, *_speed(o, runs[0]), ram, score])
-    return text_table(rows)
+def _ram(n_bytes): return f'{"-" if n_bytes<0 else "+"}{human_bytes(abs(n_bytes))}' if n_bytes else ''
 
-_demo_note = """Accuracy of a small network after five epochs. With store='decoded', batches are stock's to the bit.
-The default moves random crops by less than a stored pixel: its accuracy differs as another seed's would."""
+def _demo_table(runs):
+    "A table of `Measured`, stock first"
+    rows = [[o.what, *_speed(o, runs[0]), _ram(o.ram_bytes)] for o in runs]
+    return text_table([['','images/s','ratio','RAM'], *rows])
 
 @call_parse
 def fastmem_demo(
@@ -111,19 +109,22 @@ def fastmem_demo(
         folder = bench.make_demo_folder(tmp) if path is None else path
         with _one_line('fastmem-demo'): plan = bench.probe(folder, n=2000, size=size)
         print(f'{plan}\n', flush=True)
-        runs = bench.run_demo(folder, size=size, bs=bs, workers=workers)
-    print(f'\n{runs[0].n:,} images, Resize({size}), bs={bs}, num_workers={workers}, {bench.num_cpus()} cores, medians of 3 runs in turns\n')
-    print(f'{_demo_table(runs, bench.human_bytes)}\n\n{_demo_note}')
+        runs,are_equal = bench.run_demo(folder, size=size, bs=bs, workers=workers)
+    print(f'{runs[0].n:,} images, Resize({size}), bs={bs}, num_workers={workers}, {bench.num_cpus()} cores, '
+          f'medians of 3 runs in turns\n\n{_demo_table(runs)}\n')
+    print(f"With store='decoded', {sum(are_equal)} of {len(are_equal)} batches are equal to stock's, to the bit. "
+          'The default moves random crops by less than a stored pixel.')
 
 # %% ../nbs/14_cli.ipynb #d5869132
-def _bench_table(runs, human_bytes):
+def _bench_table(runs):
     "A table of `Measured`, each compared with stock at the same number of workers"
     stock = {o.workers: o for o in runs if o.is_stock}
     rows = [['','workers','images/s','min to max','ratio','RAM','kept']]
     for o in runs:
         rate,ratio = _speed(o, stock[o.workers])
+        span = f'{o.rates[0]:,.0f} to {o.rates[-1]:,.0f}'
         kept = ['',''] if o.is_stock else [human_bytes(o.ram_bytes), f'{o.cached_frac:.0%}']
-        rows.append([o.what, str(o.workers), rate, f'{o.rates[0]:,.0f} to {o.rates[-1]:,.0f}', ratio, *kept])
+        rows.append([o.what, str(o.workers), rate, span, ratio, *kept])
     return text_table(rows)
 
 def _heading(plan, good, bad, device):
@@ -161,14 +162,14 @@ def fastmem_bench(
     with _one_line('fastmem-bench'):
         make_model = None if arch=='none' or model_images_per_s else bench.named_arch(arch)
         files = bench.get_images(path)
-        plan = bench.probe(files, n=2000, size=size, guard=_guard(bench, limit_mb), n_timed=0)
+        plan = bench.probe(files, n=2000, size=size, guard=_guard(limit_mb), n_timed=0)
         n = n or bench.n_in_time(files, size, bs, len(workers)*runs)
         good,bad = bench.readable(bench.spread(files, n))
     device = 'GPU' if bench.torch.cuda.is_available() else 'CPU'
     print('\n'.join(_heading(plan, good, bad, device)), flush=True)
     res = bench.run_bench(good, bench.sample_guard(good, plan, size), size, bs, workers, runs)
-    print(f'\nResize({size}), bs={bs}, {bench.num_cpus()} cores, median of --runs {runs} in turns; preload() takes one thread a core\n')
-    print(f'{_bench_table(res, bench.human_bytes)}\n', flush=True)
+    print(f'\nResize({size}), bs={bs}, {bench.num_cpus()} cores, median of --runs {runs} in turns; '
+          f'preload() takes one thread a core\n\n{_bench_table(res)}\n', flush=True)
     model = _timed_model(bench, good, make_model, size, bs) if make_model else ('your model', model_images_per_s)
     print(bench.verdict(res, plan.n_items, *model))
     if plot:
@@ -177,12 +178,13 @@ def fastmem_bench(
 # %% ../nbs/14_cli.ipynb #31140357
 def _cache_row(o):
     "A pixel file as a row of text"
-    from fastmem.guard import human_bytes
     used = human_bytes(o.used_bytes)
     if o.why: return [o.path.name, o.why, '', '', used]
-    kind = [(o.recipe.get('cls') or '').rpartition('.')[2], o.recipe.get('method') or '']
-    size = 'x'.join(map(str, o.recipe.get('size') or ())) or 'whole'
-    return [o.path.name, ' '.join(filter(None, kind)), size, f'{o.n_items:,}', used]
+    recipe = o.recipe
+    cls = (recipe.get('cls') or '').rpartition('.')[2]
+    kind = ' '.join(filter(None, (cls, recipe.get('method'))))
+    size = 'x'.join(map(str, recipe.get('size') or ())) or 'whole'
+    return [o.path.name, kind, size, f'{o.n_items:,}', used]
 
 @call_parse
 def fastmem_cache(

@@ -40,7 +40,9 @@ def _is_plain_tensor(x):
 def _reduce_tensor(x):
     if x.requires_grad and not x.is_leaf: raise TypeError("it is part of a graph, return `.detach()` of it")
     if not _is_plain_tensor(x): return NotImplemented
-    if type(x) is not torch.Tensor or vars(x): return _with_class, (x.as_subclass(torch.Tensor).detach(), type(x), vars(x))
+    if type(x) is not torch.Tensor or vars(x):
+        plain = x.as_subclass(torch.Tensor).detach()
+        return _with_class, (plain, type(x), vars(x))
     if not x.is_contiguous() or x.is_conj() or x.is_neg(): x = x.clone()  # keeps the order of its strides
     data = x.as_strided((x.numel(),), (1,)).view(torch.uint8).numpy()
     args = pickle.PickleBuffer(data),x.dtype,tuple(x.shape)
@@ -71,7 +73,7 @@ def _reduce_image(x):
     if cls.__reduce__ is not object.__reduce__: return NotImplemented
     pixels,palette = x.tobytes(),None  # `tobytes` loads it, which changes its attributes
     if x.mode in ('P','PA'): palette = bytes(x.getpalette(x.palette.mode)),x.palette.mode
-    attrs = {k: v for k,v in vars(x).items() if k not in ('_im','tag_v2')}  # with TIFF's tags, `getexif` would need the file
+    attrs = {k: v for k,v in vars(x).items() if k not in ('_im','tag_v2')}  # `getexif` would need the file for TIFF's tags
     if issubclass(cls, ImageFile.ImageFile): attrs = {k: v if _pickles(v) else None for k,v in attrs.items()}
     return _image, (pixels, x.mode, x.size, palette, cls, attrs)
 
@@ -156,9 +158,11 @@ def _check_alike(sample, read, what):
         again = read()
         n_reads += 1
         if _dump(again, alike=True)==data: continue
-        raise _Differs(f"{what} differs in `{_difference(sample, again)}` when it is read again, and a cache would freeze it. "
-                       "Random transforms belong after the cache: CachedDataset(…, transform=…). Samples that are generated anew "
-                       "are not for a cache. To keep what is read first all the same: on_random='freeze'")
+        field = _difference(sample, again)
+        raise _Differs(f"{what} differs in `{field}` when it is read again, and a cache would freeze it. "
+                       "Random transforms belong after the cache: CachedDataset(…, transform=…). "
+                       "Samples that are generated anew are not for a cache. "
+                       "To keep what is read first all the same: on_random='freeze'")
 
 # %% ../nbs/13_dataset.ipynb #cd473a95
 _on_randoms = 'raise','freeze'
@@ -171,12 +175,13 @@ class SampleCache:
         mode:str='lazy', # When to fill: 'lazy' on first use, 'preload' now, 'stream' never
         guard:MemoryGuard=None, # Who is asked before bytes are taken; the shared guard if `None`
         cache:ImageCache=None, # A cache to share, of another dataset or of images; a new one if `None`
-        on_full:str='partial', # What does not fit: 'partial' streams the rest, 'stream' streams all, 'raise' raises `MemoryError`
-        on_random:str='raise', # A sample that differs when it is read again: 'raise' a `ValueError`, or 'freeze' it as it is read first
+        on_full:str='partial', # What does not fit: 'partial' reads the rest each time, 'stream' reads all, 'raise' is an error
+        on_random:str='raise', # A sample that differs when it is read again: 'raise' an error, or 'freeze' the first
     ):
         check_own(cache, guard=guard)
         self.options = dict(mode=mode, on_full=on_full, on_random=on_random)
-        for (name,value),known in zip(self.options.items(), (fill_modes,on_fulls,_on_randoms)): check_choice(name, value, known)
+        choices = fill_modes,on_fulls,_on_randoms
+        for (name,value),known in zip(self.options.items(), choices): check_choice(name, value, known)
         self.is_own = cache is None
         self.cache = ImageCache(guard) if self.is_own else cache
 
@@ -239,8 +244,10 @@ def stats(self:SampleCache,
     "Count what is in memory at `slots`"
     cache,n_bytes = self.cache,self.cache.slot_bytes(slots)
     hits,misses = cache.hits_misses
-    return SampleStats(len(slots), int((n_bytes>0).sum()), int(n_bytes.sum()), hits, misses, cache.guard.budget(), available_memory(),
-                       cache.guard.binding(), self.options['mode'], 'as bytes', 'by PyTorch', loaders=(ref(self),))
+    return SampleStats(
+        len(slots), int((n_bytes>0).sum()), int(n_bytes.sum()), hits, misses,
+        cache.guard.budget(), available_memory(), cache.guard.binding(),
+        self.options['mode'], store='as bytes', batches='by PyTorch', loaders=(ref(self),))
 
 # %% ../nbs/13_dataset.ipynb #6a15f7a2
 def _watch_of(cache, dataset):
@@ -259,7 +266,8 @@ def _apply(sample, transform=None, target_transform=None, transforms=None):
         res = transforms(*sample) if is_many else transforms(sample)
         return _rebuilt(sample, res) if is_many and type(res) is tuple and len(res)==len(sample) else res
     if target_transform is not None and not (is_many and len(sample)>1):
-        raise TypeError(f"target_transform needs a tuple with a second field, and a sample is a {type(sample).__name__}: use `transform`")
+        raise TypeError("target_transform needs a tuple with a second field, "
+                        f"and a sample is a {type(sample).__name__}: use `transform`")
     if not is_many: return sample if transform is None else transform(sample)
     fs = dict(enumerate((transform,target_transform)))
     return _rebuilt(sample, [o if fs.get(i) is None else fs[i](o) for i,o in enumerate(sample)])
@@ -275,7 +283,7 @@ def _check_dataset(dataset):
 _tfms = 'transform','target_transform','transforms'
 
 class CachedDataset(GetAttr, Dataset):
-    "A map-style dataset whose samples are read once; what it does not have itself, such as `classes`, is that of `dataset`"
+    "A map-style dataset whose samples are read once; attributes it has not itself are those of `dataset`"
     _default = 'dataset'
     @delegates(SampleCache.__init__)
     def __init__(self,
@@ -283,7 +291,7 @@ class CachedDataset(GetAttr, Dataset):
         transform=None, # Of the first field of a tuple, or of a sample that is none
         target_transform=None, # Of the second field
         transforms=None, # Of all fields, instead of these two
-        version=None, # What samples depend on besides: when it changes, they are read again; a function is asked at each batch
+        version=None, # Samples are read again when it changes; a function is asked at each batch
         **kwargs
     ):
         _check_dataset(dataset)
@@ -324,7 +332,8 @@ class CachedDataset(GetAttr, Dataset):
 
     def __repr__(self):
         m = self.memory
-        return f'CachedDataset of {type(self.dataset).__name__}: {m.n_items:,} samples, {m.n_cached:,} in memory ({human_bytes(m.cached_bytes)})'
+        return (f'CachedDataset of {type(self.dataset).__name__}: {m.n_items:,} samples, '
+                f'{m.n_cached:,} in memory ({human_bytes(m.cached_bytes)})')
 
 # %% ../nbs/13_dataset.ipynb #6a15f7a7
 _watched = WeakSet()  # all `CachedDataset`s: what is forked from now on inherits what they have noticed
@@ -351,7 +360,8 @@ def _renewed(self:CachedDataset):
     "Free what was kept of the dataset as it was, and have slots for it as it is"
     watch,n = self._watch,len(self.dataset)
     if watch.is_apart:
-        return self._kept.tell('changed', f'{type(self.dataset).__name__} was changed in a worker, so its samples are read there, each time: change it before')
+        text = f'{type(self.dataset).__name__} was changed in a worker, so its samples are read there, each time: '
+        return self._kept.tell('changed', text+'change it before')
     if watch.slots is None: return
     self._kept.cache.forget(self._all_slots())
     if self._kept.is_own: self.cache.purge()
@@ -366,8 +376,9 @@ def _reading(self:CachedDataset, idxs=()):
 # %% ../nbs/13_dataset.ipynb #d731672a
 @contextmanager
 def _as_it_was(dataset):
-    "Have `dataset`, and those that it wraps, forget what they open meanwhile: forked workers that share an open file move each other's position in it"
-    held = [vars(o) for o in parts_inside(dataset).values() if (o is dataset or isinstance(o, Dataset)) and hasattr(o, '__dict__')]
+    "Have `dataset`, and those that it wraps, forget what they open: forked workers would share a position in the file"
+    datasets = [o for o in parts_inside(dataset).values() if o is dataset or isinstance(o, Dataset)]
+    held = [vars(o) for o in datasets if hasattr(o, '__dict__')]
     states = [(o, dict(o), [v for v in o.values() if isinstance(v, (dict,list,set)) and not v]) for o in held]
     try: yield
     finally:
@@ -418,7 +429,8 @@ def _check_again(self:CachedDataset):
     try: self._check_some()
     except _Differs as e:
         watch.is_apart = True
-        self._kept.tell('changed', f'since {type(self.dataset).__name__} was changed, {e}. Until then its samples are read each time')
+        text = f'since {type(self.dataset).__name__} was changed, {e}. Until then its samples are read each time'
+        self._kept.tell('changed', text)
 
 @patch
 def _is_kept(self:CachedDataset, i): return bool(self._kept.find(self._slots_of([i]), self._stamp())[0])
@@ -446,8 +458,8 @@ def _read_batch(dataset, idxs):
     "What the `__getitems__` of `dataset` returns for `idxs`, each for its number"
     res = list(dataset.__getitems__(idxs))
     if len(res)==len(idxs): return res
-    raise ValueError(f"{type(dataset).__name__}.__getitems__ gave {len(res)} samples for {len(idxs)} numbers, so none is known by its number: "
-                     "it has to return a list of one for each, in their order. Without it, `dataset[i]` is read instead")
+    raise ValueError(f"{type(dataset).__name__}.__getitems__ gave {len(res)} samples for {len(idxs)} numbers: it has to "
+                     "return one for each, in their order. Without it, `dataset[i]` is read instead")
 
 @patch
 def _read(self:CachedDataset, idxs, slots, stamp):
@@ -497,9 +509,11 @@ def preload(self:CachedDataset,
     if kept.is_streamed: raise ValueError("mode='stream' keeps nothing: wrap the dataset with another mode")
     self._look()
     if not self._watch.is_checked: self._check_again()
-    cache.resume()
+    if not cache.may_cache or cache.verdict=='stream': cache.resume()
     kept.apply_plan()
-    if cache.verdict!='stream' and not self._watch.is_apart: self._fill(n_workers or 0)
+    if cache.verdict!='stream' and not self._watch.is_apart:
+        try: self._fill(n_workers or 0)
+        except KeyboardInterrupt: raise KeyboardInterrupt from None  # without the frames of the fill
     return self.memory
 
 @patch
@@ -553,10 +567,11 @@ class CachedLoader:
         **kwargs
     ):
         self.fn,self._kept,self._n_checked = fn,SampleCache(**kwargs),0
-        if not callable(fn): raise TypeError(f"a function that loads a file is needed, not {fn!r}: ImageFolder(…, loader=cached(pil_loader))")
+        if not callable(fn): raise TypeError(f"a function that loads a file is needed, as in cached(pil_loader), not {fn!r}")
         for k,known in dict(mode=('lazy','stream'), on_full=('partial',)).items():
             if self._kept.options[k] in known: continue
-            raise ValueError(f"{k}={self._kept.options[k]!r} needs to know all files beforehand: wrap the dataset in `CachedDataset`")
+            raise ValueError(f"{k}={self._kept.options[k]!r} needs to know all files beforehand: "
+                             "wrap the dataset in `CachedDataset`")
         self.cache = self._kept.cache
         self._number = self.cache.reserve(fn, 1).first  # its own: other functions make other things of the same file
         self._watch = Watch(fn, stamp=0)
@@ -602,7 +617,10 @@ class CachedLoader:
     def memory(self)->SampleStats:
         "What is in memory of the files that were loaded so far"
         return self._kept.stats(self.cache.known_slots(self._number))
-    def __repr__(self): return f'{self._name}: {self.memory.n_cached:,} files, {human_bytes(self.memory.cached_bytes)}'
+    def __repr__(self):
+        m = self.memory
+        return f'{self._name}: {m.n_cached:,} files, {human_bytes(m.cached_bytes)}'
+
 
 # %% ../nbs/13_dataset.ipynb #6a15f7b9
 @patch

@@ -1,4 +1,4 @@
-"""Whether memory helps: before training, and in the progress table
+"""Does memory help? Ask before training, and look at the progress table
 
 Docs: https://fastmem.github.io/fastmem/learner.html.md"""
 
@@ -43,6 +43,11 @@ def disk_read_s(
     return (time.perf_counter()-start_s)/len(some)
 
 # %% ../nbs/11_learner.ipynb #bd4c2182
+class _Short(float):
+    "A number that the progress table shows with two decimals"
+    def __format__(self, spec): return format(float(self), '.2f')
+    def __reduce__(self): return float, (float(self),)
+
 class MemoryCallback(Callback):
     "Adds hit rate and free memory to the progress table, and says at the end of `fit` what the cache saved"
     order = Recorder.order+1
@@ -51,8 +56,9 @@ class MemoryCallback(Callback):
         self.trained,self.in_table = False,not (hasattr(self.learn, 'lr_finder') or hasattr(self, 'gather_preds'))
         if not self.in_table: return
         self.first_counts = self.counts()
-        names,n_time = self.recorder.metric_names,int(self.recorder.add_time)
-        self.recorder.metric_names = names[:len(names)-n_time]+['hit_rate','free_gb']+names[len(names)-n_time:]
+        names = self.recorder.metric_names
+        at = len(names)-int(self.recorder.add_time)
+        self.recorder.metric_names = names[:at]+['hit_rate','free_gb']+names[at:]
 
     def counts(self):
         memory = self.dls.memory
@@ -61,7 +67,7 @@ class MemoryCallback(Callback):
         self.trained = self.in_table  # `learn.validate()` trains nothing
         if self.trained: self.epoch_counts = self.counts()
     def after_validate(self):
-        if self.trained: self.recorder.log += [self.hit_rate(), available_memory()/1e9]
+        if self.trained: self.recorder.log += map(_Short, (self.hit_rate(), available_memory()/1e9))
     def hit_rate(self):
         hits,misses = (b-a for a,b in zip(self.epoch_counts, self.counts()))
         return hits/max(1, hits+misses)
@@ -70,12 +76,13 @@ class MemoryCallback(Callback):
     def __reduce__(self): return Callback, (), dict(learn=self.learn)  # an exported learner needs no fastmem
 
     def saved(self)->str:
-        "What the hits of this fit would have taken from disk"
-        hits = self.counts()[0]-self.first_counts[0]
-        text = f'{hits:,} images came from memory'
+        "What the hits of this fit saved"
+        n_hits = self.counts()[0]-self.first_counts[0]
+        text = f'{n_hits:,} images came from memory'
         try: read_s = disk_read_s(self.dls)
-        except bad_file_errors as e: return f'{text}; what reading them takes is not known, since they can\'t be read now ({type(e).__name__})'
-        return f'{text}; from disk they would have taken {hits*read_s:.1f} s of one core ({1000*read_s:.2g} ms each: some were read again just now, maybe from the system\'s cache)'
+        except bad_file_errors as e: return f"{text}; they can't be read from disk any more ({type(e).__name__})"
+        return (f'{text}, which saved about {n_hits*read_s:.1f} s of CPU time '
+                f'({1000*read_s:.2g} ms an image, measured just now)')
 
 # %% ../nbs/11_learner.ipynb #6e202c7d
 def _has_files(column, n=8):
@@ -90,12 +97,14 @@ def _generates(dls):
 
 def _plan_warnings(dl, columns):
     "Where keeping the images of `dl` can't help, or not as much as it could"
-    if not columns or not all(map(_has_files, columns)): yield 'Images that no file holds, or another each time, are generated anew for each batch and not kept.'
-    after = first(f for o in columns for f in o.after if isinstance(f, RandTransform))
-    before = None if leading_resize(dl.after_item) else first(o for o in dl.after_item.fs if isinstance(o, RandTransform))
-    for o in filter(None, (after,before)):
-        yield (f'{type(o).__name__} is random and runs before anything that could be kept smaller: images are kept whole, '
-               'and it is done for each batch. With a `Resize` alone in item_tfms and random transforms in batch_tfms, less would be kept.')
+    if not columns or not all(map(_has_files, columns)):
+        yield 'Images that no file holds are generated anew for each batch, and not kept.'
+    tfms = [f for o in columns for f in o.after]
+    if not leading_resize(dl.after_item): tfms += dl.after_item.fs
+    tfm = first(o for o in tfms if isinstance(o, RandTransform))
+    if tfm is not None:
+        yield (f'{type(tfm).__name__} is random, so images are kept whole. With `Resize` first in item_tfms and random '
+               'transforms in batch_tfms, they would take less memory.')
 
 def plan_loaders(
     dls:DataLoaders, # In memory or not
@@ -106,30 +115,30 @@ def plan_loaders(
     if not columns and not _generates(dls): check_images(dls)
     cache = getattr(dls.loaders[0], 'cache', None)
     guard,held_bytes = (cache.guard,cache.held_bytes) if cache else (shared_guard(),0)
-    plans = plan_columns(columns, guard, n_timed, held_bytes)
-    return sum_plans([*plans.values()], guard, held_bytes)._replace(warnings=tuple(_plan_warnings(dls.loaders[0], columns)))
+    plan = sum_plans([*plan_columns(columns, guard, n_timed, held_bytes).values()], guard, held_bytes)
+    return plan._replace(warnings=tuple(_plan_warnings(dls.loaders[0], columns)))
 
 # %% ../nbs/11_learner.ipynb #d1e5b013
 def _load_s(dl, n):
     "(a batch, median seconds that stock takes to make one of `n` in this process)"
-    it,times,batch = iter((dl.stock() if isinstance(dl, MemDL) else dl).new(num_workers=0)),[],None
-    for _ in range(n+1):
-        start_s = time.perf_counter()
-        if (b := next(it, None)) is None: break
-        batch = b; times.append(time.perf_counter()-start_s)
+    stock = (dl.stock() if isinstance(dl, MemDL) else dl).new(num_workers=0)
+    times,batch = [time.perf_counter()],None
+    for _,batch in zip(range(n+1), stock): times.append(time.perf_counter())
     if batch is None: raise ValueError(f"no batch to time: {dl.n} items and bs={dl.bs} with drop_last leave none")
-    return batch,float(np.median(times[1:] or times))
+    taken_s = np.diff(times)
+    return batch,float(np.median(taken_s[1:] if len(taken_s)>1 else taken_s))
 
 def _step_s(learn, batch, n):
     "Median seconds of `n` steps on `batch`, forward and back, with a copy of the model"
-    model,n_inp,times = deepcopy(learn.model).to(find_device(batch)).train(),getattr(learn.dls, 'n_inp', 1),[]
+    model = deepcopy(learn.model).to(find_device(batch)).train()
+    n_inp = getattr(learn.dls, 'n_inp', 1)
+    times = [time.perf_counter()]
     for _ in range(n+1):
-        start_s = time.perf_counter()
         model.zero_grad()
         learn.loss_func(model(*batch[:n_inp]), *batch[n_inp:]).backward()
         if torch.cuda.is_available(): torch.cuda.synchronize()
-        times.append(time.perf_counter()-start_s)
-    return float(np.median(times[1:]))
+        times.append(time.perf_counter())
+    return float(np.median(np.diff(times)[1:]))
 
 def waits_frac(
     load_s:float, # Seconds that one process takes to make a batch
@@ -137,7 +146,8 @@ def waits_frac(
     workers:int, # That make batches while the model trains
 )->float: # 0 to 1
     "Fraction of the time for which training waits for its batches"
-    return max(0., 1-step_s/(load_s/min(workers, num_cpus()))) if workers else load_s/(load_s+step_s)
+    if not workers: return load_s/(load_s+step_s)
+    return max(0., 1-step_s*min(workers, num_cpus())/load_s)
 
 @patch
 def memory_plan(self:Learner,
@@ -151,7 +161,9 @@ def memory_plan(self:Learner,
         batch,load_s = _load_s(dl, n_steps)
         step_s = _step_s(self, batch, n_steps)
     finally: set_random_states(**states)
-    plan = plan._replace(waits_frac=waits_frac(load_s, step_s, dl.fake_l.num_workers))
+    workers = dl.fake_l.num_workers
+    plan = plan._replace(waits_frac=waits_frac(load_s, step_s, workers))
     if plan.waits_frac>=.1: return plan
-    return plan._replace(warnings=(*plan.warnings, f'Loading is not the bottleneck: a step takes {step_s:.3g} s, and stock makes a batch '
-                         f'in {load_s:.3g} s with each of {dl.fake_l.num_workers} workers. Keeping images would hardly make training faster.'))
+    text = (f'Loading is not the bottleneck: a step takes {step_s:.3g} s, and stock makes a batch in {load_s:.3g} s '
+            f'with each of {workers} workers. Keeping images would hardly make training faster.')
+    return plan._replace(warnings=(*plan.warnings, text))

@@ -1,4 +1,4 @@
-"""Does it fit, what is done if not, and every line that says so
+"""Does it fit, what happens if not, and every line that says so
 
 Docs: https://fastmem.github.io/fastmem/messages.html.md"""
 
@@ -28,7 +28,7 @@ class Nouns(NamedTuple):
     things:str='images'
     sources:str='files'
     origin:str='disk' # Where they are read from if not from memory
-    way_out:str='a smaller `Resize` or `size`' # What else than more memory helps
+    way_out:str='a smaller `size`' # What else than more memory helps
 
 # %% ../nbs/08_messages.ipynb #4da6b584
 def warn_given_back(
@@ -38,8 +38,8 @@ def warn_given_back(
     "Say that images were given back since this was asked last"
     given_bytes = cache.given_back_bytes()
     if not given_bytes: return
-    text = (f'memory runs short ({cache.guard.binding()}): {human_bytes(given_bytes)} of {nouns.things} were given back '
-            f'and are read from {nouns.origin}. Use fewer workers, {nouns.way_out}, or free memory.')
+    text = (f'memory runs short ({cache.guard.binding()}): {human_bytes(given_bytes)} of {nouns.things} were '
+            f'given back and are read from {nouns.origin}. Use fewer workers or {nouns.way_out}.')
     cache.tell_once('given back', text)
 
 # %% ../nbs/08_messages.ipynb #e435e0c6
@@ -50,16 +50,16 @@ def warn_full(
     "Say that the guard stopped the fill"
     warn_given_back(cache, nouns)
     what = 'memory' if cache.path is None else 'disk space'
-    text = (f'out of {what} ({cache.guard.binding()}): {human_bytes(cache.held_bytes)} of {nouns.things} cached, '
-            f'the rest is read from {nouns.origin} each epoch. Use {nouns.way_out}, or free memory.')
+    text = (f'out of {what} ({cache.guard.binding()}): {human_bytes(cache.held_bytes)} of {nouns.things} are kept, '
+            f'the rest is read from {nouns.origin}. Use {nouns.way_out}, or free some.')
     cache.tell_once('full', text)
 
 # %% ../nbs/08_messages.ipynb #32432f9d
-def _encoded_hint(plan):
-    "That the files themselves would fit, where pixels do not"
+def _way_out(plan, nouns):
+    "What would make everything fit: the files themselves too, where pixels do not"
     files = plan.stores.get('encoded')
-    if files is None or not files.fits or plan.store=='encoded': return ''
-    return f" store='encoded' would keep all files as they are, {human_bytes(files.total_bytes)}."
+    if files is None or not files.fits or plan.store=='encoded': return nouns.way_out
+    return f"{nouns.way_out}, or store='encoded' ({human_bytes(files.total_bytes)})"
 
 # %% ../nbs/08_messages.ipynb #5cf656db
 def apply_plan(
@@ -77,10 +77,9 @@ def apply_plan(
     need = f'{plan.n_items:,} {nouns.things} need {human_bytes(plan.total_bytes)} {plan.store}, {why}'
     if on_full=='raise':
         cache.decide(None)
-        raise MemoryError(f"{need}: use on_full='partial' to keep what fits, {nouns.way_out}, or a larger limit")
-    kept = 'all are' if on_full=='stream' else f'about {plan.cached_frac:.0%} are kept, the rest is'
-    text = f'{need}: {kept} read from {nouns.origin}. Use {nouns.way_out}, or free memory.'
-    cache.tell_once('plan', text+_encoded_hint(plan))
+        raise MemoryError(f"{need}: use on_full='partial' to keep what fits, {_way_out(plan, nouns)}. {doctor('full')}")
+    kept = 'all are' if on_full=='stream' else f'{plan.cached_frac:.0%} are kept, the rest is'
+    cache.tell_once('plan', f'{need}: {kept} read from {nouns.origin}. Use {_way_out(plan, nouns)}.')
 
 # %% ../nbs/08_messages.ipynb #4253fba2
 ways_out = ("Give `key=` a function that names the image of an item, or open it by `cached(PILImage.create)` "
@@ -123,7 +122,7 @@ def report_fill(
     try: errors = fill()
     except KeyboardInterrupt:
         _report_stop(cache, nouns)
-        raise KeyboardInterrupt() from None
+        raise
     if cache.is_full: warn_full(cache, nouns)
     n_after,bytes_after = cache.n_bytes()
     took_s = time.perf_counter()-start_s
@@ -145,7 +144,7 @@ def _report_speed(cache, n, n_bytes, took_s, nouns):
 
 def _report_errors(errors, nouns):
     if not errors: return
-    print(f"fastmem: {len(errors)} {nouns.sources} can't be read; a batch that reaches one raises its error:")
+    say(f"{nouns.sources} that can't be read: {len(errors)}. A batch that reaches one raises its error.", 'unreadable')
     for file,error in errors.items(): print(f'  {printable(file)}: {type(error).__name__}: {printable(error)}')
 
 # %% ../nbs/08_messages.ipynb #a9e66c5c

@@ -159,8 +159,6 @@ def read_records(
     return np.frombuffer(b''.join(blobs), record_dtype), max([after, *[i for i,_ in rows if type(i) is int]])
 
 # %% ../nbs/04_pixel_file.ipynb #026c367b
-def _say(text): print(f'fastmem: {text}', flush=True)
-
 def file_name(
     text:str, # The recipe
 )->str:
@@ -210,7 +208,7 @@ def _put_aside(path, why):
     "Make room for new files: remove those of fastmem, rename what is not"
     if is_index(path): remove_files(path)
     else: os.rename(path, f'{path}.{time.time_ns()}.refused')
-    _say(f'{path}: {why}. It is made anew.')
+    say(f'{path}: {why}. It is made anew.', 'path')
 
 @contextmanager
 def _folder_locked(folder):
@@ -239,8 +237,8 @@ def _make_index(index, text):
 
 def _tell_old(folder):
     for o in sorted(folder.glob('fastmem-*.fmc')):
-        if _is_old(o): _say(f'{o}: it is of the format of an earlier version, and not used: a new one is made beside it. '
-                            f'`fastmem-cache rm {folder}` removes it.')
+        if _is_old(o): say(f'{o}: it is of the format of an earlier version, and not used: a new one is made beside it. '
+                           f'`fastmem-cache rm {folder}` removes it.', 'path')
 
 def _is_old(path):
     "Whether `path` is a pixel file of version 1"
@@ -283,7 +281,7 @@ def _open_to_read(index, text):
         why = 'it is not there' if isinstance(e, FileNotFoundError) else e
         raise PermissionError(f"{path} may not be written, and can't be used as it is ({why}): give `path` a folder that "
                               "you may write to, with a copy of what you have of this one, or leave it out") from e
-    _say(f'{path.parent} is read-only: what {path.name} has is used, and nothing is added.')
+    say(f'{path.parent} is read-only: what {path.name} has is used, and nothing is added.', 'path')
     return meta
 
 def open_index(

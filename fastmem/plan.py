@@ -65,8 +65,8 @@ def size_text(self:MemoryPlan)->str:
 @patch
 def rows(self:MemoryPlan)->dict: # {name: text}
     "What the plan says, line by line"
-    res = dict(images=f'{self.n_items:,}', store=self.store, takes=self.size_text(), budget=human_bytes(self.budget_bytes),
-               fits=f'{self.cached_frac:.0%}', why=self.reason)
+    res = dict(images=f'{self.n_items:,}', store=self.store, takes=self.size_text(),
+               budget=human_bytes(self.budget_bytes), fits=f'{self.cached_frac:.0%}', why=self.reason)
     for k,o in self.stores.items():
         if k!=self.store: res[f'as {k}'] = f'{o.size_text()}, {o.cached_frac:.0%} fits'
     if self.fill_s is not None: res['fill'] = f'about {self.fill_s:.2g} s with {num_cpus()} cores'
@@ -89,13 +89,13 @@ def plot(self:MemoryPlan, ax=None):
     plans = self.stores or {self.store: self}
     if ax is None: _,ax = plt.subplots(figsize=(6, .5*len(plans)+1))
     colors = ['C0' if o.fits else 'C3' for o in plans.values()]
-    widths = [o.total_bytes/1e9 for o in plans.values()]
+    widths = [o.total_bytes for o in plans.values()]
     bars = ax.barh(list(plans), widths, color=colors)
     ax.bar_label(bars, [f' {o.size_text()}' for o in plans.values()])
-    largest,budget = max(widths),self.budget_bytes/1e9
-    if budget<2*largest: ax.axvline(budget, color='C7', ls='--')
+    largest = max(widths)
+    if self.budget_bytes<2*largest: ax.axvline(self.budget_bytes, color='C7', ls='--')
     title = f'{self.store}: {self.cached_frac:.0%} fits in {human_bytes(self.budget_bytes)}'
-    ax.set(xlabel='GB', title=title, xlim=(0, 1.3*largest or 1))
+    ax.set(title=title, xlim=(0, 1.3*largest or 1), xticks=[])
     return ax
 
 # %% ../nbs/02_plan.ipynb #3649b4f1
@@ -205,7 +205,7 @@ def get_images(
     "A list of paths from a list, or from a folder; raises `FileNotFoundError` or `ValueError` if there is none"
     if not isinstance(files, (str,Path)): return list(files)
     folder = Path(files)
-    if not folder.is_dir(): raise FileNotFoundError(f"no folder {folder}: give the folder of the images, or a list of paths")
+    if not folder.is_dir(): raise FileNotFoundError(f"no folder {folder}: give the folder of the images")
     res = lister(folder)
     if not res: raise ValueError(f"no images in {folder}: no file in it or its folders has an image's extension")
     return res
@@ -238,7 +238,9 @@ def sum_plans(
     held_bytes:int=0, # What of them is held already
 )->MemoryPlan:
     "One plan for all of them"
-    if not plans: return make_plan(0, 0, 'decoded', guard)._replace(reason='Nothing is kept: no images are read from files.')
+    if not plans:
+        plan = make_plan(0, 0, 'decoded', guard)
+        return plan._replace(reason='Nothing is kept: no images are read from files.')
     n_items,error = sum(o.n_items for o in plans),max(o.error_frac for o in plans)
     def plan(store):
         total_bytes = sum(o.stores.get(store, o).total_bytes for o in plans)

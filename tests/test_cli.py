@@ -66,14 +66,13 @@ def test_demo_on_class_folders(tmp_path, capsys):
     photo_folder(tmp_path, 24)
     fastmem_demo(tmp_path, size=32, bs=8, workers=0)
     out = capsys.readouterr().out
-    score = {k: next(o.split()[-1] for o in out.splitlines() if o.startswith(k)) for k in ('stock fastai',"fastmem, store='decoded'")}
-    assert len(set(score.values()))==1 and score['stock fastai'].endswith('%'), "store='decoded' trains as stock does, to the digit"
-    assert 'images/s' in out and '1.0x' in out and 'to the bit' in out
+    assert '4 of 4 batches are equal' in out, "store='decoded' gives stock's batches"
+    assert 'images/s' in out and '1.0x' in out
     assert len(list(tmp_path.rglob('*.jpg')))==24, 'no file of the user is touched'
 
 def test_a_purge_gives_back_what_the_demo_took(tmp_path):
     photo_folder(tmp_path, 20)
-    runs = run_demo(tmp_path, runs=1, size=32, bs=8, workers=0)
+    runs,_ = run_demo(tmp_path, runs=1, size=32, bs=8, workers=0)
     assert runs[1].ram_bytes>0 and runs[-1].ram_bytes==pytest.approx(-runs[1].ram_bytes, rel=.3)
 
 def test_bench_as_it_is_typed(tmp_path):

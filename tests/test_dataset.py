@@ -490,7 +490,7 @@ def test_bad_samples_are_listed_by_preload_and_raised_when_reached(folder, capsy
     bad = sorted(Path(folder).iterdir())[3]; bad.write_bytes(b'')
     ds = CachedDataset(Files(folder)); ds.preload()
     out = capsys.readouterr().out
-    assert "1 samples can't be read" in out and 'sample 3: EOFError' in out and ds.memory.n_cached==39
+    assert "samples that can't be read: 1." in out and 'sample 3: EOFError' in out and ds.memory.n_cached==39
     with pytest.raises(EOFError): ds[3]
 
 def test_a_dropped_dataset_gives_its_memory_back(folder):
