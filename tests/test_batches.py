@@ -36,10 +36,15 @@ def boxes(o): return [[5.*i, 10., 100.+i, 80.+7*i] for i in range(1+int(o.stem)%
 def box_labels(o): return ['cat','dog','hat'][:1+int(o.stem)%3]
 def two_points(o): return points(o),points(o)[:1]
 def two_images(o): return PILImage.create(o),PILImage.create(o)
+def drawn_or_skipped(o):
+    value = random.random()+np.random.rand()+torch.rand(1).item()
+    if int(o.stem)==7: raise SkipItemException()
+    return value
 def random_label(o): return 'ab'[random.random()<.5]
 
 itemwise = dict(unknown=dict(item_tfms=[Inverted(), RandomResizedCrop(64)]), unknown_last=dict(item_tfms=[RandomResizedCrop(64), Inverted(order=3)]),
                 unknown_crop=dict(item_tfms=[Inverted(), FlipItem(), Resize(64)]),
+                skipped=dict(item_tfms=RandomResizedCrop(64), blocks=(ImageBlock,RegressionBlock), get_y=drawn_or_skipped),
                 tuple=dict(item_tfms=Resize(64), blocks=(ImageBlock,TransformBlock(type_tfms=Transform(two_points))), get_y=noop, n_inp=1),
                 images_of_a_tuple=dict(item_tfms=Resize(64), blocks=(ImageBlock,TransformBlock(type_tfms=Transform(two_images))), get_y=noop, n_inp=1))
 
