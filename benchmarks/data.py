@@ -45,10 +45,13 @@ def stock_dls(
     image_block=uint8_block, # `ImageBlock` for float batches
     item_tfms=None, # Instead of those of `work`
     vocab:list=None, # Classes, if they need not be looked for
+    blocks:tuple=None, # Instead of an image and its class
+    get_y=parent_label,
     **kwargs # As for `DataBlock`
 )->DataLoaders:
     "Stock fastai; all files but one are trained on"
-    block = DataBlock(blocks=(image_block, CategoryBlock(vocab)), get_y=parent_label, splitter=IndexSplitter([0]),
+    blocks = ifnone(blocks, (image_block, CategoryBlock(vocab)))
+    block = DataBlock(blocks=blocks, get_y=get_y, splitter=IndexSplitter([0]),
                       item_tfms=ifnone(item_tfms, work.item_tfms), **kwargs)
     return block.dataloaders(work.files, bs=work.bs, num_workers=num_workers, device='cpu')
 

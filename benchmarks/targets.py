@@ -1,6 +1,7 @@
 "What fastmem has to hold: each work against stock fastai, in the same process and in turns"
-import statistics
+import contextlib, statistics, subprocess, sys
 
+from fastai.vision.gan import generate_noise
 from fastmem.all import *
 from contest import *
 from data import *
@@ -109,6 +110,52 @@ class Inverted(RandTransform):
 
 warm_items = warm_both('photos, warm, Resize and an unknown random item transform', 2.5, 4, item_tfms=[Resize(224), Inverted()])
 
+# Targets that fastai's own transforms draw, crop or pad
+
+squished = [Resize(224, method='squish')]
+def corners(o): return [[20.,30.],[150.,200.]]
+def boxes(o): return [[20.,30.,150.,200.]]*(1+len(o.name)%2)
+def box_names(o): return ['cat']*(1+len(o.name)%2)
+
+warm_points = warm_both('photos, warm, points', 3, 8, item_tfms=squished, blocks=(uint8_block,PointBlock), get_y=corners)
+warm_boxes = warm_both('photos, warm, boxes', 3, 8, item_tfms=squished, blocks=(uint8_block,BBoxBlock,BBoxLblBlock(['cat'])),
+                       get_y=[boxes,box_names], n_inp=1)
+warm_noise = warm_both('photos, warm, noise of a GAN', 10, 40, item_tfms=[Resize(64)], blocks=(TransformBlock,uint8_block),
+                       get_x=generate_noise, get_y=noop)
+
+# What must cost no more than its like
+
+def warm_padded(work, tmp, runs):
+    "Resize(method='pad') beside squish"
+    field = [warm(work, name=o, item_tfms=[Resize(work.px, method=o)]) for o in ('squish','pad')]
+    results = interleave(field, runs)
+    value = speedups(*[find(results, o) for o in ('squish','pad')])
+    return [row("photos, warm, Resize(method='pad')", value, "of squish's time", at_most=2, aim=1.5)],results
+
+@contextlib.contextmanager
+def busy_cores(for_s=120):
+    "A process that keeps it busy on each core"
+    code = f'import time; end = time.time()+{for_s}\nwhile time.time()<end: pass'
+    busy = [subprocess.Popen([sys.executable, '-c', code]) for _ in os.sched_getaffinity(0)]
+    try: yield
+    finally:
+        for o in busy: o.kill(); o.wait()
+
+class Threaded(Contestant):
+    "With so many threads of PyTorch's"
+    def prepare(self): torch.set_num_threads(self.n)
+
+def warm_busy(work, tmp, runs):
+    "PyTorch's threads beside one, while all cores are busy"
+    n,dl = torch.get_num_threads(),warm_dls(stock_dls(work, item_tfms=squished)).train
+    field = [Threaded(o, dl) for o in ('1 thread','threads')]
+    field[0].n,field[1].n = 1,max(n, 2)
+    try:
+        with busy_cores(): results = interleave(field, runs)
+    finally: torch.set_num_threads(n)
+    value = speedups(*[find(results, o.name) for o in field])
+    return [row('photos, warm, beside a busy process on each core', value, "of one thread's time", at_most=2, aim=1)],results
+
 def first_epochs(name, at_least, aim):
     "A function that measures first, lazy epochs at the same number of workers"
     def measure(work, tmp, runs):
@@ -170,7 +217,8 @@ def half_cached(work, tmp, runs):
 # All
 
 on_photos = dict(photos_warm=warm_photos, photos_float=warm_float, photos_rrc=warm_rrc, photos_turned=warm_turned,
-                 photos_items=warm_items,
+                 photos_items=warm_items, photos_points=warm_points, photos_boxes=warm_boxes, photos_noise=warm_noise,
+                 photos_pad=warm_padded, photos_busy=warm_busy,
                  photos_first=first_epochs('photos, first epoch', 1, 1.6), photos_preload=preloads, large_photos=large_photos, photos_half=half_cached)
 on_cifar = dict(cifar_warm=warm_cifar, cifar_first=first_epochs('CIFAR, first epoch', 1, 1.6))
 

@@ -10,13 +10,12 @@ __all__ = ['align_bytes', 'max_segments', 'layout_version', 'is_given_bit', 'has
            'DamagedFile', 'is_ours', 'PlainFile', 'open_plain', 'Segment', 'checksum', 'assert_all']
 
 # %% ../nbs/03_arena.ipynb #84b13843
-import bisect, ctypes, errno, mmap, os, stat, struct, threading, warnings, weakref, zlib
+import bisect, ctypes, errno, mmap, os, stat, struct, threading, weakref, zlib
 from contextlib import contextmanager
 from multiprocessing import context, reduction
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from fastcore.all import *
 
 from .guard import *
@@ -157,9 +156,6 @@ class Arena:
             setattr(self, name, part[0] if name=='header' else part)
         sizes = [known_bytes-start] if known_bytes else _pixel_sizes(guard)  # one size in all processes
         self.pixels = np.frombuffer(_map(fd, sizes, offset=start, prot=mmap.PROT_READ), np.uint8)
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', UserWarning)  # PyTorch has no read-only tensors: this one is handed to nobody
-            self.bytes = torch.from_numpy(self.pixels)
         store_attr('fd,guard,start')
         self._own_state = _Own()
         self._order = np.empty(0, np.int32),0 # of the digests, and how many slots it is of
@@ -513,18 +509,7 @@ def view(self:Arena,
     return self.pixels[slot.offset:end].view(dtype).reshape(bands,height,width)
 
 # %% ../nbs/03_arena.ipynb #9e96ee47
-_long_run_bytes = 500_000 # so long that Python's own time does not matter; PyTorch can't count windows of 1 MiB over all of the arena
-_few_bytes = 1_000_000 # too few for several cores: they would wait for each other, for milliseconds if one is busy
-
-@patch
-def _run_starts(self:Arena, slots, left, top, shape):
-    "(bytes at which runs that lie in one piece start, bytes of one) of windows of `shape`"
-    bands,height,width = shape
-    w,h = self.sizes[slots,:2].astype(np.int64).T
-    starts = _offsets(self.entries[slots])+top*w+left
-    if (w==width).all() and (h==height).all(): return starts,bands*height*width
-    bands,rows = np.arange(bands)[:,None],np.arange(height)
-    return (starts[:,None,None] + (w*h)[:,None,None]*bands + w[:,None,None]*rows).reshape(-1),width
+_few_bytes = 1_000_000 # of a batch: rather copied twice than image by image
 
 @patch
 def copy_windows(self:Arena,
@@ -533,16 +518,20 @@ def copy_windows(self:Arena,
     top:np.ndarray, # Row at which each window starts
     out:np.ndarray, # (len(slots), bands, height, width) bytes, C-contiguous
 ):
-    "Copy a window of each image to `out`"
-    starts,run_bytes = self._run_starts(slots, left, top, out.shape[1:])
-    runs = len(self.pixels)-run_bytes,run_bytes # all that there could be
-    n_bytes,out = out.nbytes,out.reshape(-1,run_bytes)
-    if run_bytes>=_long_run_bytes:
-        for o,start in zip(out, starts.tolist()): o[:] = self.pixels[start:start+run_bytes]
-    elif n_bytes<_few_bytes: out[:] = np.ndarray(runs, np.uint8, self.pixels, 0, (1,1))[starts]
-    else:
-        runs = torch.as_strided(self.bytes, runs, (1,1))
-        torch.index_select(runs, 0, torch.from_numpy(starts), out=torch.from_numpy(out))
+    "Copy a window of each image to `out`, in the caller's thread alone"
+    bands,height,width = out.shape[1:]
+    w,h = self.sizes[slots,:2].astype(np.int64).T
+    starts = _offsets(self.entries[slots])+top*w+left
+    if (w==width).all() and (h==height).all(): bands,height,width = 1,1,out[0].size  # all of an image lies in one piece
+    run = np.dtype((np.void, width))  # NumPy copies an element at once
+    out = out.reshape(-1,width).view(run).reshape(-1,bands,height)
+    if out.nbytes<_few_bytes:
+        runs = np.ndarray(len(self.pixels)-width+1, run, self.pixels, strides=1)  # all that there could be
+        w,h = w[:,None,None],h[:,None,None]
+        out[:] = runs[starts[:,None,None] + w*h*np.arange(bands)[:,None] + w*np.arange(height)]
+        return
+    for o,start,w,h in zip(out, starts.tolist(), w.tolist(), h.tolist()):
+        o[:] = np.ndarray((bands,height), run, self.pixels, start, (w*h,w))
 
 # %% ../nbs/03_arena.ipynb #15f5ca0b
 @patch

@@ -542,6 +542,12 @@ def _copyable(self:ImageCache, slots, recipe, out):
     if recipe.method=='crop': return res
     return res & (arena.sizes[slots,0]==width) & (arena.sizes[slots,1]==height)
 
+def _move_padded(out, source_sizes, recipe, pcts):
+    "Move the content of padded images to where `pcts` put it"
+    for planes,source_size,pct in zip(out, source_sizes.tolist(), pcts):
+        moved = cut(planes, source_size, recipe, pct)
+        if moved is not planes: planes[:] = moved
+
 @patch
 def _copy_ready(self:ImageCache, slots, recipe, pcts, out):
     "Copy the windows of the images that are there into `out`; a mask of those that were"
@@ -549,11 +555,12 @@ def _copy_ready(self:ImageCache, slots, recipe, pcts, out):
     ready = self._copyable(slots, recipe, out)
     if not ready.any(): return ready
     ids,left,top = np.where(ready, slots, slots[ready.argmax()]),0,0  # what is not there is written over
-    if recipe.method=='crop':
-        source_sizes = self.arena.sizes[ids,2:].T
-        left,top = grid_window(source_sizes, recipe.size, np.asarray(pcts).T)
+    source_sizes = self.arena.sizes[ids,2:]
+    if recipe.method=='crop': left,top = grid_window(source_sizes.T, recipe.size, np.asarray(pcts).T)
     self.arena.copy_windows(ids, left, top, out)
-    return ready if self.arena.watch()==generation else np.zeros(len(slots), bool)
+    if self.arena.watch()!=generation: return np.zeros(len(slots), bool)
+    if recipe.method=='pad': _move_padded(out, source_sizes, recipe, pcts)
+    return ready
 
 # %% ../nbs/05_cache.ipynb #9d466b92
 class OtherSize(Exception): "An image of a batch has another size than the first"
@@ -602,8 +609,7 @@ def gather(self:ImageCache,
     bands,dtype = pixel_modes[open_mode(recipe.cls)]
     out = self.batches.take((len(slots),bands,*size[::-1]), dtype)
     pcts = [(.5,.5)]*len(slots) if pcts is None else pcts
-    is_edited = edits or recipe.method=='pad'
-    copied = np.zeros(len(slots), bool) if is_edited else self._copy_ready(slots, recipe, pcts, out)
+    copied = np.zeros(len(slots), bool) if edits else self._copy_ready(slots, recipe, pcts, out)
     rest = np.flatnonzero(~copied).tolist()
     def show(i):
         shown = partial(_shown, recipe=recipe, pct=pcts[i], edits=edits[i] if edits else ())

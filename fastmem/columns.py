@@ -9,7 +9,7 @@ __all__ = ['fill_modes', 'stores', 'on_fulls', 'on_errors', 'option_names', 'che
            'is_noop', 'active_tfms', 'tfm_name', 'item_lists', 'makes_own_items', 'makes_images', 'find_images',
            'Snapshot', 'read_columns', 'wrapped_function', 'settings', 'sources', 'are_same', 'run_tfms', 'ImageColumn',
            'TupleColumn', 'leading_resize', 'choose_recipe', 'image_columns', 'parts_of', 'living_cache', 'cache_for',
-           'plan_columns', 'drawn_state', 'random_state_kept']
+           'plan_columns', 'random_state', 'set_random_state', 'drawn_state', 'random_state_kept']
 
 # %% ../nbs/06_columns.ipynb #170b984d
 import functools, inspect, random
@@ -101,9 +101,9 @@ option_names = [o for o in inspect.signature(Options).parameters]
 
 # %% ../nbs/06_columns.ipynb #42ff8796
 def _methods(tfm):
-    "The functions that a transform calls, one a type"
+    "The functions that a transform calls, each of which may be there for several types"
     methods = getattr(getattr(tfm, 'encodes', None), 'methods', ())
-    return [o.implementation for o in methods]
+    return list({id(o.implementation): o.implementation for o in methods}.values())
 
 def _creator(tfm):
     "The class whose `create` is `tfm`, which holds that of when it was made: it may have been replaced since"
@@ -123,7 +123,9 @@ def image_class(
 # %% ../nbs/06_columns.ipynb #d5849d62
 def is_noop(tfm)->bool:
     "Tell whether `tfm` does nothing; a transform's `name` may spell out all its tensors, so it is looked at last"
-    return tfm is noop or (type(tfm) is Transform and tfm.name=='noop')
+    if not isinstance(tfm, Transform): return tfm is noop
+    if type(tfm) is Transform: return tfm.name=='noop'
+    return type(tfm).__call__ is Transform.__call__ and not hasattr(tfm, 'encodes')  # it decodes alone
 
 def active_tfms(
     pipeline, # A `Pipeline`, or a plain function that a user has put in its place
@@ -151,10 +153,11 @@ def makes_own_items(dataset)->bool:
 # %% ../nbs/06_columns.ipynb #03496014
 def makes_images(
     tl:TfmdLists, # An element of the items
+    cls:type=Image.Image, # What it may make
 )->bool:
     "Tell whether its last type transform gives images, from whatever"
     types = L(getattr(tl, 'types', None))[-1:]
-    return any(issubclass(o, Image.Image) for o in types if isinstance(o, type))
+    return any(issubclass(o, cls) for o in types if isinstance(o, type))
 
 # %% ../nbs/06_columns.ipynb #fa8cee84
 def find_images(
@@ -479,7 +482,7 @@ def leading_resize(
     item_tfms, # The item transforms of a loader, in the order in which they run
 )->Resize: # `None` if something else comes first
     "Find the `Resize` that is the first item transform to do anything"
-    tfm = first(o for o in active_tfms(item_tfms) if not isinstance(o, AddMaskCodes))
+    tfm = first(active_tfms(item_tfms))
     if type(tfm) is not Resize or tfm.split_idx is not None: return None  # it may be there for one part alone
     return None if 'before_call' in vars(tfm) else tfm
 
@@ -595,18 +598,27 @@ def plan_columns(
     return res
 
 # %% ../nbs/06_columns.ipynb #71f19ccc
+_random_states = [(random.getstate, random.setstate), (np.random.get_state, np.random.set_state),
+                  (torch.get_rng_state, torch.set_rng_state)]
+
+def random_state(n=3)->list:
+    "Return the states of the first `n` of these sources of random numbers: Python, NumPy, PyTorch's CPU"
+    return [get() for get,_ in _random_states[:n]]
+
+def set_random_state(
+    state:list, # From `random_state`
+):
+    "Have the same random numbers drawn again"
+    for (_,set_one),o in zip(_random_states, state): set_one(o)
+
 def drawn_state()->tuple:
     "Return what the random numbers of Python, NumPy and PyTorch's CPU depend on, to be compared"
-    numpy = np.random.get_state()[1].tobytes()
-    pytorch = torch.get_rng_state().numpy().tobytes()
-    return random.getstate(),numpy,pytorch
+    python,numpy,pytorch = random_state()
+    return python,numpy[1].tobytes(),pytorch.numpy().tobytes()
 
 @contextmanager
 def random_state_kept():
     "Leave the random numbers of Python, NumPy and PyTorch's CPU as if nothing had been drawn"
-    python,numpy = random.getstate(),np.random.get_state()
-    with torch.random.fork_rng(devices=[]):  # CUDA may not be asked in a worker
-        try: yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+    state = random_state()
+    try: yield
+    finally: set_random_state(state)

@@ -48,7 +48,7 @@ class MemDL(TfmdDL):
     stock_cls,cache,options = TfmdDL,None,None
     slow_reason,unkept_reason = None,''
     _adds,_has_run,_seen = True,False,()
-    _sample,_worker_random = TargetSample(),None
+    _target_s,_worker_random = 0.,None
 
     @delegates(Options.__init__)
     def __init__(self,
@@ -134,7 +134,7 @@ def _place(self:MemDL, found):
         if not is_known: column.place(self.cache, self._adds, self._snapshots())
         self.columns[j] = before if is_known else column
     others = [tl for j,tl in enumerate(item_lists(self.dataset)) if j not in self.columns]
-    self._sample = sample_targets(others)
+    self._target_s = seconds_a_target(others)
 
 @patch
 def _snapshots(self:MemDL):
@@ -172,7 +172,7 @@ def _own_methods(self:MemDL):
 def _slow_reason(self:MemDL):
     own = self._own_methods()
     if own and self.columns: return f'{own[0]} is replaced'
-    why = slow_reason(self, self.columns, self.applied_resize(), self._sample)
+    why = slow_reason(self, self.columns)
     return _skipped if not why and self.cache.has_skips else why
 
 _skipped = 'items are skipped' # where no code of the user's looks at images
@@ -260,21 +260,13 @@ def _stored_size(self:MemDL, column, i):
     return known if known is not None else self.cache.measure(column.source(i), recipe)
 
 @patch
-def trace_item(self:MemDL,
-    item:tuple, # An item, with a (width, height) in the place of each image of `columns`
-    tfms:list, # Of `traced_tfms`
-)->tuple: # `item` after `tfms`, with a stand-in that has `size` and `edits` for each image
-    "Trace what `tfms` do with an item, from the random numbers that they would draw"
-    def stand_in(j, size): return trace_class(self.columns[j].recipe.cls)(size) if j in self.columns else size
-    traced = tuple(stand_in(j, o) for j,o in enumerate(item))
-    return compose_tfms(traced, tfms, split_idx=self.after_item.split_idx)
-
-@patch
-def _trace(self:MemDL, tfms, i):
-    "Stand-ins for the images of item `i`, with what `tfms` do to them"
-    sizes = [None]*len(item_lists(self.dataset))
-    for j,column in self.columns.items(): sizes[j] = self._stored_size(column, i)
-    return self.trace_item(sizes, tfms)
+def _traced(self:MemDL, i, item, tfms):
+    "`item`, {element: target}, and a stand-in for each image, after `tfms`: they see the first element, and all they know"
+    item.update({j: trace_class(o.recipe.cls)(self._stored_size(o, i)) for j,o in self.columns.items()})
+    seen = [j for j in sorted(item) if j==0 or isinstance(item[j], traced_types)]
+    after = compose_tfms(tuple(item[j] for j in seen), tfms, split_idx=self.after_item.split_idx)
+    item.update(zip(seen, after))
+    return item
 
 # %% ../nbs/09_loader.ipynb #d5e7d875
 @patch
@@ -284,24 +276,32 @@ def _target_columns(self:MemDL):
         self.targets[j] = TargetColumn(tl, self._snapshots())
     return self.targets
 
+@patch
+def _padded(self:MemDL, items):
+    "`items`, {element: target or stand-in}, after `before_batch`"
+    padded = self.before_batch([tuple(o[j] for j in sorted(o)) for o in items])
+    return [dict(enumerate(o)) for o in padded]
+
 # %% ../nbs/09_loader.ipynb #efffd6be
 @patch
 def draw_batch(self:MemDL,
     idxs:list, # Items of the dataset
 )->DrawnBatch:
-    "Draw the batch of the items `idxs`, item by item, as stock draws them; one that is skipped is found out before that"
-    targets,resize = self._target_columns(),self.applied_resize()
+    "Draw the batch of the items `idxs`, item by item, as stock draws them; raises `SkipItemException`"
+    targets,resize,pads = self._target_columns(),self.applied_resize(),active_tfms(self.before_batch)
     tfms,split_idx = traceable(self.after_item, resize),self.after_item.split_idx
-    is_drawn = self._sample.is_drawn
-    asked = {j: [] if is_drawn else [o.tl[i] for i in idxs] for j,o in targets.items() if o.rows is None}
-    pcts,traces = [],[]
+    asked = [j for j,o in targets.items() if pads or o.rows is None or (tfms and j==0)]
+    items,pcts = [],[]
     for i in idxs:
-        for j in asked if is_drawn else (): asked[j].append(targets[j].tl[i])
+        item = {j: targets[j].tl[i] for j in asked} if asked or tfms else {}
         if resize is not None: pcts.append(draw_crop(resize, split_idx))
-        if tfms: traces.append(self._trace(tfms, i))
+        items.append(self._traced(i, item, tfms) if tfms or pads else item)
+    like = items[0]
+    if pads: items = self._padded(items)
     i_array = np.array(idxs)
-    def made(j, column): return column.collated(asked[j]) if j in asked else column[i_array]
-    return DrawnBatch(i_array, {j: made(j, o) for j,o in targets.items()}, pcts or None, traces)
+    def collect(j): return [o[j] for o in items]
+    made = {j: collated(collect(j), like[j]) if j in asked else o[i_array] for j,o in targets.items()}
+    return DrawnBatch(i_array, made, pcts or None, {j: collect(j) for j in self.columns if j in like})
 
 # %% ../nbs/09_loader.ipynb #7eb0a104
 def n_threads():
@@ -313,10 +313,11 @@ def n_threads():
 def _gather_images(self:MemDL, j, drawn):
     "The images of element `j` as a tensor of fastai's type"
     column,idxs = self.columns[j],drawn.idxs
-    edits = [o[j].edits for o in drawn.traces]
-    size = drawn.traces[0][j].size if drawn.traces else self._stored_size(column, int(idxs[0]))
+    traces = drawn.traces.get(j, ())
+    edits = [o.edits for o in traces]
+    size = traces[0].size if traces else self._stored_size(column, int(idxs[0]))
     def source_of(i): return column.source(int(idxs[i]))
-    out = self.cache.gather(column.slots[idxs], source_of, column.recipe, size, drawn.pcts, edits,
+    out = self.cache.gather(column.slots[idxs], source_of, column.recipe, size, drawn.pcts, edits if any(edits) else None,
                             keep=self._may_keep, n_workers=n_threads())
     out,cls = torch.from_numpy(out),column.recipe.cls
     return cls._tensor_cls(out[:,0] if issubclass(cls, PILMask) else out)
@@ -366,10 +367,14 @@ def _gathered(self:MemDL, samps):
 def _drawn(self:MemDL, chunks, worker_random):
     "(items, `DrawnBatch`) of each of `chunks`; `None` for the first one of which an item is skipped, and no more"
     for i,idxs in enumerate(chunks):
+        is_asked = any(o.rows is None for o in self._target_columns().values())
+        state = random_state(3 if is_asked else 1)  # crops need Python's alone
+        draw = partial(self.draw_batch, idxs)
         try:
             if not self._holds(idxs): self.follow()
-            drawn = self.draw_batch(idxs) if worker_random is None else worker_random.run(i, self.draw_batch, idxs)
+            drawn = draw() if worker_random is None else worker_random.run(i, draw, len(state))
         except SkipItemException:
+            set_random_state(state)
             yield idxs,None
             return
         yield idxs,drawn
@@ -402,8 +407,8 @@ def n_missing(self:MemDL)->int:
 
 @patch
 def _needs_no_workers(self:MemDL):
-    "Whether next to nothing is left to read, and targets are quickly made and draw no random numbers"
-    if self.slow_reason or self._sample.is_drawn or self._sample.took_s>=_slow_target_s: return False
+    "Whether next to nothing is left to read, and targets are quickly made"
+    if self.slow_reason or self._target_s>=_slow_target_s: return False
     return self.n_missing() <= sum(map(len, self.columns.values()))//20
 
 # %% ../nbs/09_loader.ipynb #2d8ac2c6
@@ -533,7 +538,7 @@ def new(self:MemDL, dataset=None, cls=None, **kwargs):
     return in_memory_dl(res, self.options.changed(**asked), cache, like=self, adds=adds)
 
 # %% ../nbs/09_loader.ipynb #3b4b5a84
-_own_state = ('cache','columns','targets','options','slow_reason','unkept_reason','_adds','_has_run','_seen','_sample',
+_own_state = ('cache','columns','targets','options','slow_reason','unkept_reason','_adds','_has_run','_seen','_target_s',
               '_worker_random','_recipes','_begun')
 
 @patch

@@ -373,35 +373,34 @@ def from_planes(
     return with_extras(cls(im), extras)
 
 # %% ../nbs/01_recipe.ipynb #f693d464
-def _pad_index(n, n_out, px, pct, pad_mode):
-    "For each of `px` pixels of the result, which pixel of the centred result shows the same of the source (-1: none)"
-    tl,centre = int(pct*(n-n_out)),int(.5*(n-n_out))
-    m,i = n_out/px,np.arange(px)
-    first = max(0, int(np.ceil(-centre/m)))  # from here to `last`, the centred result shows nothing but source
-    last = min(px, int(np.floor((n-centre)/m)))
-    if tl==centre or last<=first: return i
-    at = tl+(i+.5)*m-.5  # the source pixel at the centre of each pixel of the result
-    outside = (at<-.5)|(at>n-.5)
-    if pad_mode==PadMode.Reflection and n>1:
-        at = np.abs(at)%(2*(n-1))
-        at = np.minimum(at, 2*(n-1)-at)
-    res = np.rint((at+.5-centre)/m-.5).astype(int)
-    if pad_mode==PadMode.Zeros: return np.where(outside, -1, np.clip(res, first, last-1))
-    res = np.clip(res, 0, px-1)
-    if pad_mode!=PadMode.Border: return res
-    res[at<-.5],res[at>n-.5] = 0,px-1  # the centred result has the border's colour there
+def _moved(planes, axis, n, m, tl, centre, pad_mode):
+    "`planes`, which show the source from `centre` on along `axis`, `m` of its `n` pixels in one: the same from `tl` on"
+    move,px = tl-centre,planes.shape[axis]
+    if pad_mode==PadMode.Reflection and n>1: move -= 2*(n-1)*round(move/(2*(n-1)))  # from there on it is the same again
+    new = round(move/m)  # pixels at the end that were not shown
+    if new==0: return planes
+    if new<0:
+        mirrored = n-m*px-centre
+        return np.flip(_moved(np.flip(planes, axis), axis, n, m, mirrored-move, mirrored, pad_mode), axis)
+    res = np.empty_like(planes)
+    shown,source = res.swapaxes(1,axis),planes.swapaxes(1,axis)
+    shown[:,:px-new] = source[:,new:]
+    if pad_mode==PadMode.Zeros: shown[:,px-new:] = 0
+    elif pad_mode==PadMode.Border: shown[:,px-new:] = source[:,-1:]
+    else:
+        first = round((2*n-1-move-2*centre)/m)-px
+        first = min(max(first,0), px-new)
+        shown[:,px-new:] = source[:,first:first+new][:,::-1]
     return res
 
 def _cut_padded(planes, full, recipe, pct):
     "The padded result with its content where `pct` puts it"
-    (w,h),(W,H) = full,recipe.size
-    m = max(w/W, h/H)
-    ix = _pad_index(w, int(m*W), W, pct[0], recipe.pad_mode)
-    iy = _pad_index(h, int(m*H), H, pct[1], recipe.pad_mode)
-    res = planes[:, np.maximum(iy,0)[:,None], np.maximum(ix,0)]
-    res[:, iy<0] = 0
-    res[:, :, ix<0] = 0
-    return res
+    m = max(n/px for n,px in zip(full, recipe.size))
+    for axis,n,px,at in zip((2,1), full, recipe.size, pct):
+        n_out = int(m*px)
+        tl,centre = int(at*(n-n_out)),int(.5*(n-n_out))
+        planes = _moved(planes, axis, n, n_out/px, tl, centre, recipe.pad_mode)
+    return planes
 
 def cut(
     planes:np.ndarray, # Stored pixels (bands, height, width)

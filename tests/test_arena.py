@@ -70,6 +70,22 @@ def test_extras_lie_behind_the_pixels(extras):
     arena.purge()
     assert arena.slot(first) is None and arena.extras(first)==b''
 
+# --- windows ---
+
+@pytest.mark.parametrize('bands', [1,3])
+@pytest.mark.parametrize('window', [(7,5),(700,600)], ids=['few bytes','many'])
+@pytest.mark.parametrize('margins', [(0,0,0),(0,3,9),(2,2,2)], ids=['whole','other sizes','rows'])
+def test_windows_of_a_batch(bands, window, margins):
+    "Each of an image of its own size, as NumPy cuts it, the last byte of the last image included"
+    arena,(width,height),rng = Arena(MemoryGuard()),window,np.random.default_rng(0)
+    images = [rng.integers(0, 256, (bands,height+o,width+2*o), dtype=np.uint8) for o in margins]
+    first = arena.reserve_slots(len(images))
+    for i,o in enumerate(images): arena.write(first+i, o, o.shape[:0:-1], 1)
+    left,top = 2*np.array(margins),np.array(margins)
+    out = np.empty((len(images),bands,height,width), np.uint8)
+    arena.copy_windows(first+np.arange(len(images)), left, top, out)
+    for made,o,x,y in zip(out, images, left, top): assert np.array_equal(made, o[:,y:y+height,x:x+width])
+
 # --- what is given back is used again ---
 
 def test_a_purge_takes_addresses_back():

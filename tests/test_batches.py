@@ -3,6 +3,7 @@ import gc, random, time, tracemalloc
 
 import pytest
 from fastai.vision.all import *
+from fastai.vision.gan import generate_noise
 from fastmem.all import *
 from fastmem.batch import FloatPipeline, TargetColumn
 from fastmem.batch_memory import BatchMemory
@@ -30,21 +31,90 @@ def test_common_pipelines_are_gathered(tmp_path, tfms, store):
     assert dls.memory.hits==len(dls.train_ds)
 
 def points(o): return TensorPoint(torch.rand(3, 2, generator=torch.Generator().manual_seed(int(o.stem)))*200, img_size=(500,375))
+def plain_points(o): return points(o).tolist()
+def boxes(o): return [[5.*i, 10., 100.+i, 80.+7*i] for i in range(1+int(o.stem)%3)]
+def box_labels(o): return ['cat','dog','hat'][:1+int(o.stem)%3]
+def two_points(o): return points(o),points(o)[:1]
+def two_images(o): return PILImage.create(o),PILImage.create(o)
+def drawn_or_skipped(o):
+    value = random.random()+np.random.rand()+torch.rand(1).item()
+    if int(o.stem)==7: raise SkipItemException()
+    return value
+def random_label(o): return 'ab'[random.random()<.5]
 
 itemwise = dict(unknown=dict(item_tfms=[Inverted(), RandomResizedCrop(64)]), unknown_last=dict(item_tfms=[RandomResizedCrop(64), Inverted(order=3)]),
-                unknown_crop=dict(item_tfms=[Inverted(), FlipItem(), Resize(64)]), points=dict(item_tfms=[FlipItem(), Resize(64)], blocks=(ImageBlock,PointBlock), get_y=points),
-                points_pad=dict(item_tfms=Resize(64, method='pad'), blocks=(ImageBlock,PointBlock), get_y=points))
+                unknown_crop=dict(item_tfms=[Inverted(), FlipItem(), Resize(64)]),
+                skipped=dict(item_tfms=RandomResizedCrop(64), blocks=(ImageBlock,RegressionBlock), get_y=drawn_or_skipped),
+                tuple=dict(item_tfms=Resize(64), blocks=(ImageBlock,TransformBlock(type_tfms=Transform(two_points))), get_y=noop, n_inp=1),
+                images_of_a_tuple=dict(item_tfms=Resize(64), blocks=(ImageBlock,TransformBlock(type_tfms=Transform(two_images))), get_y=noop, n_inp=1))
 
-@pytest.mark.parametrize('what', itemwise)
-def test_item_by_item_is_bit_identical(tmp_path, what):
-    "Cold and warm, with the same random numbers, and it says why"
+with_points = dict(blocks=(ImageBlock,PointBlock), get_y=plain_points)
+with_boxes = dict(blocks=(ImageBlock,BBoxBlock,BBoxLblBlock), get_y=[boxes,box_labels], n_inp=1)
+with_noise = dict(blocks=(TransformBlock,ImageBlock), get_x=generate_noise, get_y=noop)
+drawn_targets = dict(points=dict(item_tfms=[FlipItem(), Resize(64)], **with_points), points_pad=dict(item_tfms=Resize(64, method='pad'), **with_points),
+                     points_of_their_size=dict(item_tfms=Resize(64), blocks=(ImageBlock,PointBlock), get_y=points),
+                     points_dihedral=dict(item_tfms=[DihedralItem(), RandomCrop(64)], **with_points), ratio=dict(item_tfms=[RatioResize(96), RandomCrop(64)], **with_points),
+                     boxes=dict(item_tfms=Resize(64), **with_boxes),
+                     boxes_crop=dict(item_tfms=RandomResizedCrop(64, min_scale=.5), **with_boxes), boxes_turned=dict(item_tfms=[DihedralItem(), Resize(64, method='squish')], **with_boxes),
+                     noise=dict(item_tfms=Resize(64), **with_noise), noise_crop=dict(item_tfms=Resize((48,64), method='pad'), **with_noise),
+                     labels=dict(item_tfms=RandomResizedCrop(64), blocks=(ImageBlock,CategoryBlock(vocab=['a','b'])), get_y=random_label))
+
+def assert_alike(stock, ours):
+    "Types, values and metadata"
+    assert type(stock) is type(ours)
+    if isinstance(stock, (tuple,list)):
+        assert len(stock)==len(ours)
+        for o in zip(stock, ours): assert_alike(*o)
+    else: assert torch.equal(stock, ours) and str(vars(stock))==str(vars(ours))
+
+@pytest.mark.parametrize('what,workers', [*[(o,0) for o in (*itemwise,*drawn_targets)], *[(o,2) for o in ('unknown','points','boxes_crop','noise','labels')]])
+def test_targets_and_item_transforms_are_bit_identical(tmp_path, what, workers):
+    "Cold and warm, with the same random numbers; it says why batches are made item by item"
     photo_folder(tmp_path, 12, size=(200,150))
-    stock = make(tmp_path, bs=4, **itemwise[what]); a = batches(stock, 2); state = random_states()
-    ours = make(tmp_path, bs=4, **itemwise[what]).in_memory(store='decoded'); b = batches(ours, 2)
-    assert random_states()==state
-    assert ours.memory.batches.startswith('item by item: ')
-    for x,y in zip(L(a).concat().concat(), L(b).concat().concat()):
-        assert all(type(p) is type(q) and torch.equal(p, q) for p,q in zip(x,y))
+    def run(wrap):
+        dls = wrap(make(tmp_path, bs=4, **{**itemwise,**drawn_targets}[what]))
+        for dl in dls.loaders: dl.fake_l.num_workers = workers
+        set_seed(1)
+        return batches(dls, 2),random_states(),dls
+    (a,state,_),(b,our_state,ours) = run(noop),run(lambda dls: dls.in_memory(store='decoded'))
+    assert_alike(a, b)
+    assert our_state==state
+    assert ours.memory.batches.startswith('item by item: ') if what in itemwise else ours.memory.batches=='gathered'
+
+@pytest.mark.parametrize('what', ['points','boxes','noise'])
+def test_gathered_targets_are_decoded_and_shown(tmp_path, what):
+    photo_folder(tmp_path, 12, size=(200,150))
+    stock,ours = (wrap(make(tmp_path, bs=4, **drawn_targets[what])) for wrap in (noop,lambda dls: dls.in_memory(store='decoded')))
+    def shown(dls):
+        set_seed(2); dls.train.rng = random.Random(2)
+        b = dls.train.one_batch()
+        dls.show_batch(b, max_n=2); plt.close('all')
+        return dls.train.decode_batch(b, max_n=2)
+    for a,b in zip(shown(stock), shown(ours)): assert str(a)==str(b) and type(a) is type(b)
+
+taught = """
+import sys
+from fastai.vision.all import *
+from fastmem.all import *
+class Marked(TensorBase): pass
+def mark(o): return Marked(tensor([1.,2.]))
+path = Path(sys.argv[1])
+def make():
+    block = DataBlock((ImageBlock,TransformBlock(type_tfms=mark)), get_items=get_image_files, splitter=RandomSplitter(seed=1), item_tfms=Resize(32))
+    return block.dataloaders(path, bs=4, num_workers=0, device='cpu')
+ours = make().in_memory()
+assert ours.memory.batches=='gathered'
+@Resize
+def encodes(self, x:Marked): return x+10
+stock,ours = make(),make().in_memory()
+assert ours.memory.batches=='item by item: Resize runs on each item', ours.memory.batches
+for (_,a),(_,b) in zip(stock.train,ours.train): assert torch.equal(a, b) and a[0,0]==11
+"""
+
+def test_a_type_that_a_user_adds_to_an_item_transform_is_seen(tmp_path):
+    "In a process of its own, since it can't be taken back"
+    photo_folder(tmp_path/'images', 12, size=(60,50))
+    run_forked(tmp_path, taught, tmp_path/'images')
 
 def test_an_image_that_is_changed_before_resize_is_resized_too(tmp_path):
     "One image is kept resized; the other, which a type transform changes while it is whole, is kept whole"

@@ -167,7 +167,7 @@ def _loader(path, **kwargs):
     return ImageDataLoaders.from_path_func('.', files, parent_label, valid_pct=0, bs=4, num_workers=0, device='cpu', **kwargs)
 
 ways = dict(windows=('copy_windows', dict(item_tfms=Resize(32))), views=('view', dict(item_tfms=[Resize(32),Inverted()])),
-            padded=('view', dict(item_tfms=Resize(32, ResizeMethod.Pad))), files=('view', dict(item_tfms=Resize(32), store='encoded')))
+            padded=('copy_windows', dict(item_tfms=Resize(32, ResizeMethod.Pad))), files=('view', dict(item_tfms=Resize(32), store='encoded')))
 
 @pytest.mark.parametrize('how', ways)
 @pytest.mark.parametrize('give_back', ['purge','shrink'])
