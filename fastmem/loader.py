@@ -252,28 +252,32 @@ def _do_resized(self:MemDL, i, resize):
 
 # %% ../nbs/09_loader.ipynb #81bf1c28
 @patch
-def _stored_size(self:MemDL, column, i):
-    "(width, height) of the image of item `i` before it is edited"
+def _sizes(self:MemDL, column, i):
+    "Sizes of the image of item `i`, each (width, height): in its file, and before it is edited"
     recipe = column.recipe
-    if recipe.method in ('crop','squish','pad'): return recipe.size
+    if recipe.method in ('crop','squish','pad'): return None,recipe.size
     known = self.cache.image_size(int(column.slots[i]), recipe)
     return known if known is not None else self.cache.measure(column.source(i), recipe)
 
 @patch
 def trace_item(self:MemDL,
-    item:tuple, # An item, with a (width, height) in the place of each image of `columns`
+    item:tuple, # An item, with the sizes that transforms see and that is stored in the place of each image of `columns`
     tfms:list, # Of `traced_tfms`
 )->tuple: # `item` after `tfms`, with a stand-in that has `size` and `edits` for each image
     "Trace what `tfms` do with an item, from the random numbers that they would draw"
-    def stand_in(j, size): return trace_class(self.columns[j].recipe.cls)(size) if j in self.columns else size
+    exact = self.options.store in ('decoded','encoded')
+    def stand_in(j, o): return trace_class(self.columns[j].recipe.cls)(*o, exact) if j in self.columns else o
     traced = tuple(stand_in(j, o) for j,o in enumerate(item))
     return compose_tfms(traced, tfms, split_idx=self.after_item.split_idx)
 
 @patch
 def _trace(self:MemDL, tfms, i):
     "Stand-ins for the images of item `i`, with what `tfms` do to them"
-    sizes = [None]*len(item_lists(self.dataset))
-    for j,column in self.columns.items(): sizes[j] = self._stored_size(column, i)
+    sizes = [()]*len(item_lists(self.dataset))  # what is no image: transforms pass an empty tuple soonest
+    for j,column in self.columns.items():
+        full,stored = self._sizes(column, i)
+        is_scaled = column.recipe.method=='short' and scales_windows(tfms)
+        sizes[j] = full if is_scaled else stored, stored
     return self.trace_item(sizes, tfms)
 
 # %% ../nbs/09_loader.ipynb #d5e7d875
@@ -314,7 +318,7 @@ def _gather_images(self:MemDL, j, drawn):
     "The images of element `j` as a tensor of fastai's type"
     column,idxs = self.columns[j],drawn.idxs
     edits = [o[j].edits for o in drawn.traces]
-    size = drawn.traces[0][j].size if drawn.traces else self._stored_size(column, int(idxs[0]))
+    size = drawn.traces[0][j].size if drawn.traces else self._sizes(column, int(idxs[0]))[1]
     def source_of(i): return column.source(int(idxs[i]))
     out = self.cache.gather(column.slots[idxs], source_of, column.recipe, size, drawn.pcts, edits,
                             keep=self._may_keep, n_workers=n_threads())
