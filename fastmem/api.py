@@ -59,7 +59,7 @@ def in_memory(self:DataLoaders,
     made = {id(o): in_memory_dl(o, options, cache) for o in fastais}
     for o in made.values():
         if o.columns: cache.guard.expect(o, o.in_flight_bytes())
-    apply_plan(cache, options.mode, options.on_full)
+    apply_plan(cache, options.mode, options.on_full, columns=columns)
     self.loaders = [made.get(id(o), o) for o in self.loaders]
     if options.mode=='preload': self.preload()
     return self
@@ -161,9 +161,9 @@ def preload(self:DataLoaders,
     if options.mode=='stream':
         raise ValueError("mode='stream' keeps nothing: call `dls.in_memory()` with another mode first")
     cache.resume()
-    apply_plan(cache, options.mode, options.on_full)
-    columns = {id(c): c for dl in dls for c in dl.columns.values()}
-    if cache.verdict!='stream': dls[0].preload(columns.values(), n_workers)
+    columns = {id(c): c for dl in dls for c in dl.columns.values()}.values()
+    apply_plan(cache, options.mode, options.on_full, columns=columns)
+    if cache.verdict!='stream': dls[0].preload(columns, n_workers)
     return self.memory
 
 # %% ../nbs/10_api.ipynb #eba225f3

@@ -88,14 +88,16 @@ def _generates(dls):
     datasets = [o for dl in dls.loaders if not makes_own_items(o := getattr(dl, 'dataset', None))]
     return any(makes_images(tl) for o in datasets for tl in item_lists(o))
 
-def _plan_warnings(dl, columns):
+def _plan_warnings(dl, columns, stores):
     "Where keeping the images of `dl` can't help, or not as much as it could"
     if not columns or not all(map(_has_files, columns)): yield 'Images that no file holds, or another each time, are generated anew for each batch and not kept.'
     after = first(f for o in columns for f in o.after if isinstance(f, RandTransform))
     before = None if leading_resize(dl.after_item) else first(o for o in dl.after_item.fs if isinstance(o, RandTransform))
+    way = 'With a `Resize` alone in item_tfms and random transforms in batch_tfms, less would be kept.'
+    for k,o in stores.items():
+        if k.startswith('size='): way = f'`in_memory({k})` keeps what its crops need, in {human_bytes(o.total_bytes)}.'
     for o in filter(None, (after,before)):
-        yield (f'{type(o).__name__} is random and runs before anything that could be kept smaller: images are kept whole, '
-               'and it is done for each batch. With a `Resize` alone in item_tfms and random transforms in batch_tfms, less would be kept.')
+        yield f'{type(o).__name__} is random and runs first: images are kept whole, and it is done for each batch. {way}'
 
 def plan_loaders(
     dls:DataLoaders, # In memory or not
@@ -107,7 +109,8 @@ def plan_loaders(
     cache = getattr(dls.loaders[0], 'cache', None)
     guard,held_bytes = (cache.guard,cache.held_bytes) if cache else (shared_guard(),0)
     plans = plan_columns(columns, guard, n_timed, held_bytes)
-    return sum_plans([*plans.values()], guard, held_bytes)._replace(warnings=tuple(_plan_warnings(dls.loaders[0], columns)))
+    plan = sum_plans([*plans.values()], guard, held_bytes)
+    return plan._replace(warnings=tuple(_plan_warnings(dls.loaders[0], columns, plan.stores)))
 
 # %% ../nbs/11_learner.ipynb #d1e5b013
 def _load_s(dl, n):

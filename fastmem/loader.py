@@ -276,7 +276,7 @@ def _trace(self:MemDL, tfms, i):
     sizes = [()]*len(item_lists(self.dataset))  # what is no image: transforms pass an empty tuple soonest
     for j,column in self.columns.items():
         full,stored = self._sizes(column, i)
-        is_scaled = column.recipe.method=='short' and scales_windows(tfms)
+        is_scaled = column.recipe.method=='short' and leading_crop(self.after_item) is not None
         sizes[j] = full if is_scaled else stored, stored
     return self.trace_item(sizes, tfms)
 
@@ -419,7 +419,7 @@ def _start_epoch(self:MemDL):
     self.cache.sync()
     self.cache.guard.expect(self, self.in_flight_bytes(), 'begun')
     if type(self.after_batch) is Pipeline: self.after_batch = FloatPipeline(self.after_batch, self.cache.batches)
-    apply_plan(self.cache, self.options.mode, self.options.on_full)
+    apply_plan(self.cache, self.options.mode, self.options.on_full, columns=self.columns.values())
     missing = [o for o in self.columns.values() if not o.is_preloaded]
     if self.options.mode=='preload' and missing: self.preload(missing)
 

@@ -61,26 +61,35 @@ def _encoded_hint(plan):
     if files is None or not files.fits or plan.store=='encoded': return ''
     return f" store='encoded' would keep all files as they are, {human_bytes(files.total_bytes)}."
 
+# %% ../nbs/08_messages.ipynb #5cf656da
+def _size_hint(cache, columns):
+    "The `size=` at which images that are only cropped at random would fit; '' if there is none"
+    plans = plan_columns(columns, cache.guard, held_bytes=cache.held_bytes)
+    fitting = {k: o for p in plans.values() for k,o in p.stores.items() if k.startswith('size=') and o.fits}
+    return first(f'`{k}` ({human_bytes(o.total_bytes)})' for k,o in fitting.items()) or ''
+
 # %% ../nbs/08_messages.ipynb #5cf656db
 def apply_plan(
     cache:ImageCache, # With all files of its loaders added
     mode:str, # 'lazy', 'preload' or 'stream'
     on_full:str, # 'partial', 'stream' or 'raise'
     nouns:Nouns=Nouns(),
+    columns=(), # `ImageColumn`s of these loaders, to find a `size=` that would fit
 ):
     "Plan once for all that `cache` was told of, and do what `on_full` says if it does not fit; may raise `MemoryError`"
     if cache.verdict is not None or mode=='stream': return
     plan = cache.plan()
     cache.decide('keep' if plan.fits else on_full)
     if plan.fits: return
-    why = plan.reason.split(',')[0]
+    why,size = plan.reason.split(',')[0],_size_hint(cache, columns)
+    way_out,encoded = size or nouns.way_out,'' if size else _encoded_hint(plan)
     need = f'{plan.n_items:,} {nouns.things} need {human_bytes(plan.total_bytes)} {plan.store}, {why}'
     if on_full=='raise':
         cache.decide(None)
-        raise MemoryError(f"{need}: use on_full='partial' to keep what fits, {nouns.way_out}, or a larger limit")
+        raise MemoryError(f"{need}: use on_full='partial' to keep what fits, {way_out}, or a larger limit")
     kept = 'all are' if on_full=='stream' else f'about {plan.cached_frac:.0%} are kept, the rest is'
-    text = f'{need}: {kept} read from {nouns.origin}. Use {nouns.way_out}, or free memory.'
-    cache.tell_once('plan', text+_encoded_hint(plan))
+    text = f'{need}: {kept} read from {nouns.origin}. Use {way_out}, or free memory.'
+    cache.tell_once('plan', text+encoded)
 
 # %% ../nbs/08_messages.ipynb #4253fba2
 ways_out = ("Give `key=` a function that names the image of an item, or open it by `cached(PILImage.create)` "

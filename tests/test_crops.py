@@ -1,9 +1,10 @@
 "Crops and flips of whole images: stock's windows, its pixels to a rounding, and nothing that is left behind"
-import gc, signal, threading
+import gc, re, signal, threading
 
 import pytest
 from fastai.vision.all import *
 from fastmem.all import *
+from fastmem.learner import plan_loaders
 from helpers import *
 
 n_images = 12
@@ -132,3 +133,39 @@ def test_interrupt_leaves_nothing(after_s, dls):
     assert not fastmems_threads() and torch.get_num_threads()==n_threads
     for _ in dls.train: pass
     assert all(map(np.array_equal, images([[list(dls.valid)]]), valid))
+
+# Images that are kept smaller
+
+@pytest.fixture(scope='module')
+def large(tmp_path_factory): return photo_folder(tmp_path_factory.mktemp('large'), n_images, (900,600), quality=95)
+
+def crops(files): return loaders(files, [RandomResizedCrop(64), FlipItem()])
+
+def test_smaller_images_have_stocks_windows(large):
+    "The same random numbers, and crops that are most alike stock's; a tenth of the memory"
+    stock = batches(crops(large), 2)
+    state = random_states()
+    dls,whole = crops(large).in_memory(size=128),crops(large).in_memory(store='decoded', cache=ImageCache())
+    ours = batches(crops(large).in_memory(size=128), 2)
+    assert random_states()==state
+    for o in (dls,whole): batches(o)
+    assert dls.memory.batches=='gathered' and dls.memory.cached_bytes<whole.memory.cached_bytes/10
+    assert np.mean([psnr(*o) for o in zip(images(ours), images(stock), strict=True)])>=33
+
+def test_a_size_that_fits_is_named(large, capsys):
+    "In the plan, and in the line about images that do not fit; what it names fits"
+    plan = plan_loaders(crops(large), n_timed=0)
+    assert plan.stores['size=128'].total_bytes<plan.total_bytes/10 and 'in_memory(size=128)' in str(plan)
+    guard = MemoryGuard(limit_bytes=700_000, reserve_bytes=0)
+    crops(large).in_memory(guard=guard)
+    line = capsys.readouterr().out
+    size = int(re.search(r'Use `size=(\d+)` \(\d+ kB\)', line)[1])
+    assert 64<=size<128 and len(line.split())<=30
+    with pytest.raises(MemoryError, match=f'`size={size}`'): crops(large).in_memory(guard=guard, on_full='raise')
+    dls = crops(large).in_memory(size=size, guard=guard, mode='preload')
+    assert dls.memory.cached_frac==1 and 'size=' not in capsys.readouterr().out
+
+def test_no_size_is_named_where_it_would_not_help(folders, large):
+    "Images that are not much larger than their crops, a `Resize`, crops of as many pixels"
+    for dls in (crops(folders['photos']), loaders(large, Resize(64)), loaders(large, RandomCrop(64))):
+        assert list(plan_loaders(dls, n_timed=0).stores) in (['decoded','encoded'], ['resized','decoded','encoded'])
