@@ -454,7 +454,7 @@ def crop_pad_planes(
     (x,y),(w,h),(W,H) = tl,sz,orig_sz
     planes = planes[:, max(y,0):min(y+h,H), max(x,0):min(x+w,W)]
     pads = (0,0),(max(-y,0),max(h-H+y,0)),(max(-x,0),max(w-W+x,0))
-    if np.any(pads): planes = np.pad(planes, pads, _numpy_pad_modes[pad_mode])
+    if any(map(any, pads)): planes = np.pad(planes, pads, _numpy_pad_modes[pad_mode])
     return planes if resize_to is None else _resize_planes(planes, tuple(resize_to), resize_mode, exact)
 
 def turn_planes(

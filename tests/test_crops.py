@@ -53,6 +53,12 @@ def test_edits_are_stocks_to_a_rounding(what, cls, tfms, folders):
     assert np.mean([(np.abs(a-b)>1).mean() for a,b in pairs])<=.001
     assert np.mean([min(psnr(a, b), 99) for a,b in pairs])>=55
 
+def test_single_items_are_like_batches(folders):
+    "Made one by one, as for a batch of which an item is skipped: to a rounding"
+    dls = loaders(folders['photos'], RandomResizedCrop(64)).in_memory()
+    batch = dls.valid.one_batch()[0]
+    for i,b in enumerate(batch): assert np.abs(levels(dls.valid.do_item(i)[0])-levels(b)).max()<=1
+
 @pytest.mark.parametrize('tfms,store', [(o,'decoded') for o in edits] + [(o,'auto') for o in copied])
 def test_edits_are_stocks(tfms, store, folders):
     "Where whole images are asked for by name, or nothing is resized: to the bit"
