@@ -434,7 +434,8 @@ def _interpolated(planes, size):
 def _as_image(planes): return from_planes(planes, 'L' if len(planes)==1 else 'RGB', noop)
 
 def _resize_planes(planes, size, resample, exact):
-    if _interpolates and resample==BILINEAR and not exact: return _interpolated(planes, size)
+    may_round = _interpolates and not exact and resample==BILINEAR
+    if may_round and planes.size: return _interpolated(planes, size)  # of an image of one pixel, fastai may crop none
     return to_planes(_as_image(planes).resize(size, resample))
 
 def crop_pad_planes(
@@ -449,7 +450,7 @@ def crop_pad_planes(
 )->np.ndarray: # (bands, height, width)
     "Crop, pad and resize as fastai's `crop_pad` does"
     if planes.shape[:0:-1]!=tuple(orig_sz):  # not the size of the first image of the item
-        im = PILBase(_as_image(planes))
+        im = _as_image(planes)
         return to_planes(im.crop_pad(sz, tl, orig_sz=orig_sz, pad_mode=pad_mode, resize_mode=resize_mode, resize_to=resize_to))
     (x,y),(w,h),(W,H) = tl,sz,orig_sz
     planes = planes[:, max(y,0):min(y+h,H), max(x,0):min(x+w,W)]

@@ -66,6 +66,13 @@ def test_edits_are_stocks(tfms, store, folders):
     stock,ours = batches(make(), 2),batches(make().in_memory(store=store), 2)
     for a,b in zip(images(ours), images(stock), strict=True): assert np.array_equal(a, b)
 
+def test_tiny_images(tmp_path):
+    "Of one pixel, fastai may crop none"
+    files = [tmp_path/f'{i}.png' for i in range(12)]
+    for i,o in enumerate(files): Image.new('RGB', (1+i//6,1), (9*i,250,80)).save(o)
+    def make(): return loaders(files, RandomResizedCrop(16), get_y=lambda o: 'a')
+    for a,b in zip(images(batches(make().in_memory(), 3)), images(batches(make(), 3)), strict=True): assert np.abs(a-b).max()<=1
+
 @pytest.mark.parametrize('tfm', [RandomResizedCrop(64, resamples=(Image.Resampling.BICUBIC,NEAREST)), RandomResizedCrop(64, resamples=(NEAREST,NEAREST))], ids=['bicubic','nearest'])
 def test_other_filters_are_pillows(tfm, folders):
     def make(): return loaders(folders['photos'], tfm)
