@@ -62,7 +62,7 @@ def in_memory(self:DataLoaders,
     made = {id(o): in_memory_dl(o, options, cache) for o in fastais}
     for o in made.values():
         if o.columns: cache.guard.expect(o, o.in_flight_bytes())
-    apply_plan(cache, options.mode, options.on_full)
+    apply_plan(cache, options.mode, options.on_full, columns=columns)
     self.loaders = [made.get(id(o), o) for o in self.loaders]
     if options.mode=='preload': self.preload()
     return self
@@ -165,10 +165,10 @@ def preload(self:DataLoaders,
     if options.mode=='stream':
         raise ValueError("mode='stream' keeps nothing: call `dls.in_memory()` with another mode first")
     if not cache.may_cache or cache.verdict=='stream': cache.resume()
-    apply_plan(cache, options.mode, options.on_full)
-    columns = {id(c): c for dl in dls for c in dl.columns.values()}
+    columns = {id(c): c for dl in dls for c in dl.columns.values()}.values()
+    apply_plan(cache, options.mode, options.on_full, columns=columns)
     if cache.verdict!='stream':
-        try: dls[0].preload(columns.values(), n_workers)
+        try: dls[0].preload(columns, n_workers)
         except KeyboardInterrupt: raise KeyboardInterrupt from None  # without the frames of the fill
     return self.memory
 

@@ -37,30 +37,44 @@ traced_tfms = Resize,RandomResizedCrop,CropPad,RandomCrop,FlipItem,DihedralItem,
 traced_types = Image.Image,TensorImageBase,TensorPoint # what they do anything with
 _keeps_sides = Image.Transpose.FLIP_LEFT_RIGHT,Image.Transpose.FLIP_TOP_BOTTOM,Image.Transpose.ROTATE_180
 
+def _scaled(sz, tl, size, stored):
+    "The window of `sz` at `tl` of an image of `size`, to the nearest pixel of what is stored of it"
+    left_top,right_bottom = ([round(o*n/full) for o,n,full in zip(edge, stored, size)] for edge in (tl,sz.add(tl)))
+    return [max(1, b-a) for a,b in zip(left_top, right_bottom)],left_top
+
 class _Trace:
     "In the place of an image: notes what fastai's item transforms do with it"
-    def __init__(self, size):
+    def __init__(self,
+        size, # (width, height) that transforms see
+        stored=None, # (width, height) of the pixels, if they are smaller
+        exact=True, # As for `crop_pad_planes`
+    ):
         Image.Image.__init__(self)
-        self._size = tuple(size)
+        self._size,self.exact = tuple(size),exact
+        self.stored = tuple(ifnone(stored, size))
         self.edits = []
 
-    def _note(self, size, f, **kwargs):
-        self._size = tuple(size)
+    def _note(self, size, stored, f, **kwargs):
+        self._size,self.stored = tuple(size),tuple(stored)
         self.edits.append(functools.partial(f, **kwargs))
         return self
 
-    def _do_crop_pad(self, sz, tl, resize_to=None, **kwargs):
-        return self._note(ifnone(resize_to, sz), crop_pad_planes, sz=sz, tl=tl, resize_to=resize_to, **kwargs)
+    def _do_crop_pad(self, sz, tl, orig_sz, resize_to=None, **kwargs):
+        size = ifnone(resize_to, sz)
+        if self.stored!=self.size:
+            sz,tl = _scaled(sz, tl, self.size, self.stored)
+            orig_sz = self.stored
+        return self._note(size, size, crop_pad_planes, sz=sz, tl=tl, orig_sz=orig_sz, resize_to=resize_to, exact=self.exact, **kwargs)
 
     def transpose(self, method):
-        size = self.size if method in _keeps_sides else self.size[::-1]
-        return self._note(size, turn_planes, method=method)
+        step = 1 if method in _keeps_sides else -1
+        return self._note(self.size[::step], self.stored[::step], turn_planes, method=method)
 
 # %% ../nbs/07_batch.ipynb #2d4f20cc
 @functools.lru_cache(maxsize=None)
 def trace_class(
     cls:type, # fastai's image class
-)->type: # Made with the (width, height) of an image
+)->type: # Made with the size of an image
     "Return what stands for an image of `cls` while item transforms are traced"
     return type(f'Traced{cls.__name__}', (_Trace,cls), {})
 

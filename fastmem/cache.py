@@ -27,7 +27,7 @@ from .batch_memory import *
 from .threads import *
 
 # %% ../nbs/05_cache.ipynb #639bbc0b
-_pixel_version = 2 # raised when `make_pixels` makes other pixels of the same recipe
+_pixel_version = 3 # raised when `make_pixels` makes other pixels of the same recipe
 
 def recipe_text(
     recipe:Recipe, # How pixels are made
@@ -441,18 +441,18 @@ def has(self:ImageCache, slot, source_of, recipe, keep=True)->bool:
 # %% ../nbs/05_cache.ipynb #7f15ec84
 @patch
 def image_size(self:ImageCache, i, recipe)->tuple: # `None` if it is not there
-    "Return the (width, height) of the image that is kept at slot `i`, before it is edited"
+    "Return the sizes of the image that is kept at slot `i`, each (width, height): in its file, and before it is edited"
     slot = self.arena.slot(i)
     if slot is None: return None
-    return slot.source_size if recipe.store=='encoded' else slot.stored
+    return slot.source_size, slot.source_size if recipe.store=='encoded' else slot.stored
 
 @patch
 def measure(self:ImageCache, source, recipe)->tuple:
-    "Find the (width, height) at which an image would be kept, from its header if that says all"
+    "Find these two sizes of an image that is not kept yet, from its header if that says all"
     if isinstance(source, Keyed): source, = source
     header = image_header(source) if is_path(source) and opens_as_stock(recipe.cls) else None
     full = header[:2] if header else make_pixels(source, recipe).full
-    return tuple(map(int, recipe.stored_size(full)))
+    return full, tuple(map(int, recipe.stored_size(full)))
 
 # %% ../nbs/05_cache.ipynb #d90ad620
 class Reserved(NamedTuple):
@@ -588,10 +588,10 @@ def _show(self:ImageCache, i, source_of, recipe, shown, out, keep):
 # %% ../nbs/05_cache.ipynb #7d54e30c
 @patch
 def _threads_for(self:ImageCache, i, source_of, n_workers):
-    "`n_workers`, or 0 where an image like the one at slot `i` is made too quickly for threads to help"
+    "(`n_workers`, or 0 where images like the one at slot `i` are made too quickly for threads to help; images to hand to each)"
     slot = self.arena.slot(i)
-    if slot is None: return worthwhile_threads(source_of(), n_workers)
-    return n_workers if slot.stored[0]*slot.stored[1]>few_pixels else 0
+    if slot is None: return worthwhile_threads(source_of(), n_workers),1
+    return n_workers if slot.stored[0]*slot.stored[1]>few_pixels else 0,4
 
 # %% ../nbs/05_cache.ipynb #f1d0a0c6
 @patch
@@ -617,8 +617,8 @@ def gather(self:ImageCache,
     n_hits = len(slots)-len(rest)
     if rest:
         i = rest[0]
-        n_workers = self._threads_for(slots[i], lambda: source_of(i), n_workers)
-        n_hits += sum(map_threads(show, rest, n_workers))
+        n_workers,n_each = self._threads_for(slots[i], lambda: source_of(i), n_workers)
+        n_hits += sum(map_threads(lambda some: sum(map(show, some)), chunked(rest, n_each), n_workers))
     self.arena.count(n_hits, len(slots)-n_hits)
     return out
 

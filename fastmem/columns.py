@@ -8,8 +8,9 @@ Docs: https://fastmem.github.io/fastmem/columns.html.md"""
 __all__ = ['fill_modes', 'stores', 'on_fulls', 'on_errors', 'option_names', 'check_choice', 'check_own', 'Options', 'image_class',
            'is_noop', 'active_tfms', 'tfm_name', 'item_lists', 'makes_own_items', 'makes_images', 'find_images',
            'Snapshot', 'read_columns', 'wrapped_function', 'settings', 'sources', 'are_same', 'run_tfms', 'ImageColumn',
-           'TupleColumn', 'leading_resize', 'choose_recipe', 'image_columns', 'parts_of', 'living_cache', 'cache_for',
-           'plan_columns', 'random_state', 'set_random_state', 'drawn_state', 'random_state_kept']
+           'TupleColumn', 'leading_resize', 'leading_crop', 'choose_recipe', 'image_columns', 'parts_of',
+           'living_cache', 'cache_for', 'plan_columns', 'random_state', 'set_random_state', 'drawn_state',
+           'random_state_kept']
 
 # %% ../nbs/06_columns.ipynb #170b984d
 import functools, inspect, random
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from fastai.data.core import Datasets, TfmdLists
 from fastai.data.transforms import ColReader, ItemGetter, RegexLabeller
-from fastai.vision.augment import BILINEAR, NEAREST, Resize
+from fastai.vision.augment import BILINEAR, NEAREST, DihedralItem, FlipItem, RandomResizedCrop, Resize
 from fastai.vision.core import *
 from fasttransform import Pipeline, Transform, compose_tfms
 from fastcore.all import *
@@ -306,6 +307,7 @@ class ImageColumn:
         self.slots = np.full(len(tl), -1, np.int32) # where each item's pixels are, once a cache has given them slots
         self.snapshot = None
         self.is_preloaded,self.is_stale = False,False
+        self.crop_px = None # short side of what a leading `RandomResizedCrop` makes of it, for the plan
         self.is_seen = False # whether code of the user's looks at the images before they are batched
 
     def __len__(self): return len(self.tl)
@@ -486,6 +488,14 @@ def leading_resize(
     if type(tfm) is not Resize or tfm.split_idx is not None: return None  # it may be there for one part alone
     return None if 'before_call' in vars(tfm) else tfm
 
+# %% ../nbs/06_columns.ipynb #79f70fd9
+def leading_crop(
+    item_tfms, # As for `leading_resize`
+)->RandomResizedCrop: # `None` if something else comes first
+    "Find the `RandomResizedCrop` that is the first item transform to do more than turn an image"
+    tfm = first(o for o in active_tfms(item_tfms) if not isinstance(o, (AddMaskCodes,FlipItem,DihedralItem)))
+    return tfm if type(tfm) is RandomResizedCrop else None
+
 # %% ../nbs/06_columns.ipynb #79f70fda
 def _in_pixels(dataset):
     "The types of targets that are measured in pixels of the original"
@@ -529,11 +539,12 @@ def image_columns(
 )->dict: # {element: `ImageColumn`}
     "Find the images of `dl` as they are kept, or would be"
     options = options or getattr(dl, 'options', None) or Options()
-    res = {}
+    res,crop = {},leading_crop(dl.after_item)
     for i,tl,opener,cls in find_images(dl.dataset):
         after = [o for o in tl.tfms.fs[opener+1:] if not is_noop(o)]
         if issubclass(cls, tuple): res[i] = TupleColumn(i, tl, opener, cls, options.key)
         else: res[i] = ImageColumn(i, tl, opener, choose_recipe(dl, cls, options, after), options.key)
+    for o in res.values(): o.crop_px = crop and min(crop.size)
     return {i: o for i,o in res.items() if o.recipe is not None}
 
 def parts_of(columns)->list:
@@ -594,7 +605,8 @@ def plan_columns(
     for recipe in dict.fromkeys(o.recipe for o in parts):
         alike = [o for o in parts if o.recipe==recipe]
         files = _some_files(alike, n)
-        if files: res[recipe] = probe(files, recipe=recipe, n_items=sum(map(len, alike)), **kwargs)
+        n_items,crop_px = sum(map(len, alike)),first(o.crop_px for o in alike)
+        if files: res[recipe] = probe(files, recipe=recipe, n_items=n_items, crop_px=crop_px, **kwargs)
     return res
 
 # %% ../nbs/06_columns.ipynb #71f19ccc

@@ -95,16 +95,17 @@ def _generates(dls):
     datasets = [o for dl in dls.loaders if not makes_own_items(o := getattr(dl, 'dataset', None))]
     return any(makes_images(tl) for o in datasets for tl in item_lists(o))
 
-def _plan_warnings(dl, columns):
+def _plan_warnings(dl, columns, stores):
     "Where keeping the images of `dl` can't help, or not as much as it could"
     if not columns or not all(map(_has_files, columns)):
         yield 'Images that no file holds are generated anew for each batch, and not kept.'
-    tfms = [f for o in columns for f in o.after]
-    if not leading_resize(dl.after_item): tfms += dl.after_item.fs
-    tfm = first(o for o in tfms if isinstance(o, RandTransform))
-    if tfm is not None:
-        yield (f'{type(tfm).__name__} is random, so images are kept whole. With `Resize` first in item_tfms and random '
-               'transforms in batch_tfms, they would take less memory.')
+    after = first(f for o in columns for f in o.after if isinstance(f, RandTransform))
+    before = None if leading_resize(dl.after_item) else first(o for o in dl.after_item.fs if isinstance(o, RandTransform))
+    way = 'With `Resize` first in item_tfms and random transforms in batch_tfms, they would take less memory.'
+    for k,o in stores.items():
+        if k.startswith('size='): way = f'`in_memory({k})` keeps what its crops need, in {human_bytes(o.total_bytes)}.'
+    for o in filter(None, (after,before)):
+        yield f'{type(o).__name__} is random, so images are kept whole. {way}'
 
 def plan_loaders(
     dls:DataLoaders, # In memory or not
@@ -115,8 +116,10 @@ def plan_loaders(
     if not columns and not _generates(dls): check_images(dls)
     cache = getattr(dls.loaders[0], 'cache', None)
     guard,held_bytes = (cache.guard,cache.held_bytes) if cache else (shared_guard(),0)
-    plan = sum_plans([*plan_columns(columns, guard, n_timed, held_bytes).values()], guard, held_bytes)
-    return plan._replace(warnings=tuple(_plan_warnings(dls.loaders[0], columns)))
+    plans = plan_columns(columns, guard, n_timed, held_bytes)
+    plan = sum_plans([*plans.values()], guard, held_bytes)
+    return plan._replace(warnings=tuple(_plan_warnings(dls.loaders[0], columns, plan.stores)))
+
 
 # %% ../nbs/11_learner.ipynb #d1e5b013
 def _load_s(dl, n):

@@ -252,21 +252,30 @@ def _do_resized(self:MemDL, i, resize):
 
 # %% ../nbs/09_loader.ipynb #81bf1c28
 @patch
-def _stored_size(self:MemDL, column, i):
-    "(width, height) of the image of item `i` before it is edited"
+def _sizes(self:MemDL, column, i):
+    "Sizes of the image of item `i`, each (width, height): in its file, and before it is edited"
     recipe = column.recipe
-    if recipe.method in ('crop','squish','pad'): return recipe.size
+    if recipe.method in ('crop','squish','pad'): return None,recipe.size
     known = self.cache.image_size(int(column.slots[i]), recipe)
     return known if known is not None else self.cache.measure(column.source(i), recipe)
 
 @patch
+def _stand_in(self:MemDL, column, i):
+    "What stands for the image of item `i`: it has the file's size where crops are drawn for that, though less is stored"
+    full,stored = self._sizes(column, i)
+    is_scaled = column.recipe.method=='short' and leading_crop(self.after_item) is not None
+    exact = self.options.store in ('decoded','encoded')
+    return trace_class(column.recipe.cls)(full if is_scaled else stored, stored, exact)
+
+@patch
 def _traced(self:MemDL, i, item, tfms):
     "`item`, {element: target}, and a stand-in for each image, after `tfms`: they see the first element, and all they know"
-    item.update({j: trace_class(o.recipe.cls)(self._stored_size(o, i)) for j,o in self.columns.items()})
+    item.update({j: self._stand_in(o, i) for j,o in self.columns.items()})
     seen = [j for j in sorted(item) if j==0 or isinstance(item[j], traced_types)]
     after = compose_tfms(tuple(item[j] for j in seen), tfms, split_idx=self.after_item.split_idx)
     item.update(zip(seen, after))
     return item
+
 
 # %% ../nbs/09_loader.ipynb #d5e7d875
 @patch
@@ -315,7 +324,7 @@ def _gather_images(self:MemDL, j, drawn):
     column,idxs = self.columns[j],drawn.idxs
     traces = drawn.traces.get(j, ())
     edits = [o.edits for o in traces]
-    size = traces[0].size if traces else self._stored_size(column, int(idxs[0]))
+    size = traces[0].size if traces else self._sizes(column, int(idxs[0]))[1]
     def source_of(i): return column.source(int(idxs[i]))
     out = self.cache.gather(column.slots[idxs], source_of, column.recipe, size, drawn.pcts, edits if any(edits) else None,
                             keep=self._may_keep, n_workers=n_threads())
@@ -420,7 +429,7 @@ def _start_epoch(self:MemDL):
     self.cache.sync()
     self.cache.guard.expect(self, self.in_flight_bytes(), 'begun')
     if type(self.after_batch) is Pipeline: self.after_batch = FloatPipeline(self.after_batch, self.cache.batches)
-    apply_plan(self.cache, self.options.mode, self.options.on_full)
+    apply_plan(self.cache, self.options.mode, self.options.on_full, columns=self.columns.values())
     missing = [o for o in self.columns.values() if not o.is_preloaded]
     if self.options.mode=='preload' and missing: self.preload(missing)
 

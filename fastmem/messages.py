@@ -61,12 +61,20 @@ def _way_out(plan, nouns):
     if files is None or not files.fits or plan.store=='encoded': return nouns.way_out
     return f"{nouns.way_out}, or store='encoded' ({human_bytes(files.total_bytes)})"
 
+# %% ../nbs/08_messages.ipynb #5cf656da
+def _size_hint(cache, columns):
+    "The `size=` at which images that are only cropped at random would fit; '' if there is none"
+    plans = plan_columns(columns, cache.guard, held_bytes=cache.held_bytes)
+    fitting = {k: o for p in plans.values() for k,o in p.stores.items() if k.startswith('size=') and o.fits}
+    return first(f'`{k}` ({human_bytes(o.total_bytes)})' for k,o in fitting.items()) or ''
+
 # %% ../nbs/08_messages.ipynb #5cf656db
 def apply_plan(
     cache:ImageCache, # With all files of its loaders added
     mode:str, # 'lazy', 'preload' or 'stream'
     on_full:str, # 'partial', 'stream' or 'raise'
     nouns:Nouns=Nouns(),
+    columns=(), # `ImageColumn`s of these loaders, to find a `size=` that would fit
 ):
     "Plan once for all that `cache` was told of, and do what `on_full` says if it does not fit; may raise `MemoryError`"
     if cache.verdict is not None or mode=='stream': return
@@ -74,12 +82,14 @@ def apply_plan(
     cache.decide('keep' if plan.fits else on_full)
     if plan.fits: return
     why = plan.reason.split(',')[0]
+    way_out = _size_hint(cache, columns) or _way_out(plan, nouns)
     need = f'{plan.n_items:,} {nouns.things} need {human_bytes(plan.total_bytes)} {plan.store}, {why}'
     if on_full=='raise':
         cache.decide(None)
-        raise MemoryError(f"{need}: use on_full='partial' to keep what fits, {_way_out(plan, nouns)}. {doctor('full')}")
+        raise MemoryError(f"{need}: use on_full='partial' to keep what fits, {way_out}. {doctor('full')}")
     kept = 'all are' if on_full=='stream' else f'{plan.cached_frac:.0%} are kept, the rest is'
-    cache.tell_once('plan', f'{need}: {kept} read from {nouns.origin}. Use {_way_out(plan, nouns)}.')
+    cache.tell_once('plan', f'{need}: {kept} read from {nouns.origin}. Use {way_out}.')
+
 
 # %% ../nbs/08_messages.ipynb #4253fba2
 ways_out = ("Give `key=` a function that names the image of an item, or open it by `cached(PILImage.create)` "

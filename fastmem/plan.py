@@ -210,6 +210,15 @@ def get_images(
     if not res: raise ValueError(f"no images in {folder}: no file in it or its folders has an image's extension")
     return res
 
+# %% ../nbs/02_plan.ipynb #5a6c488c
+def _short_side(crop_px, whole, short):
+    "The short side to keep for random crops: twice theirs, or what fits; `None` if that would not save half of `whole`"
+    n_bytes,_ = short(2*crop_px)
+    if 2*n_bytes>whole.total_bytes: return None
+    budget_bytes = .9*whole.budget_bytes  # images begin on cache lines, in chunks
+    px = 2*crop_px if n_bytes<=budget_bytes else int(2*crop_px*(budget_bytes/n_bytes)**.5)
+    return px if px>=crop_px else None
+
 # %% ../nbs/02_plan.ipynb #5a6c488d
 def probe(
     files, # Paths of images, or a folder of them
@@ -220,6 +229,7 @@ def probe(
     n_timed:int=32, # Images to decode, for the seconds that a fill takes; fewer where they take long, none for 0
     held_bytes:int=0, # What of them is held already
     n_items:int=None, # Images in all, where `files` are some of them
+    crop_px:int=None, # Short side of random crops that are made of whole images, to plan for smaller ones
 )->MemoryPlan:
     "Plan what keeping `files` would take, from `n` headers and the pixels of `n_timed` images; allocates nothing"
     files,guard = get_images(files, _listed),ifnone(guard, shared_guard())
@@ -228,6 +238,10 @@ def probe(
     taken = store_bytes(files, [recipe, Recipe(recipe.cls)], n, n_items)
     def plan(store, total, error): return make_plan(n_items, total, store, guard, error, held_bytes)
     stores = {k: plan(k, *o) for k,o in taken.items()}
+    if crop_px and recipe.method is None:
+        def short(px): return store_bytes(files, [Recipe(recipe.cls, 'short', (px,px))], n, n_items)['resized']
+        px = _short_side(crop_px, stores['decoded'], short)
+        if px: stores[f'size={px}'] = plan('resized', *short(px))
     image_s = time_images(files, recipe, n_timed) if n_timed and files else None
     return stores[recipe.store]._replace(image_s=image_s, stores=stores)
 

@@ -16,10 +16,12 @@ import functools, hashlib, io, os, pathlib, pickle
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from fastai.vision.augment import BILINEAR, NEAREST, PadMode, Resize
 from fastai.vision.core import *
 from fastcore.all import *
 from PIL import Image
+from torch.nn.functional import interpolate
 
 from .opener import *
 
@@ -318,7 +320,7 @@ def is_interleaved(
     size:tuple, # (width, height) that is stored
 )->bool:
     "Check that the bands of each stored pixel lie side by side"
-    return recipe.method is None and size[0]*size[1]>few_pixels
+    return recipe.method in (None,'short') and size[0]*size[1]>few_pixels
 
 def _interleaved(im):
     bands,dtype = pixel_modes[im.mode]
@@ -416,11 +418,24 @@ def cut(
 
 # %% ../nbs/01_recipe.ipynb #888a1d44
 _numpy_pad_modes = dict(zeros='constant', border='edge', reflection='reflect')
+# PyTorch's antialiased resizing of bytes, which begins no threads; on other processors Pillow is faster
+_interpolates = torch.backends.cpu.get_cpu_capability() in ('AVX2','AVX512')
 
-def _crop_pad_other(planes, sz, tl, orig_sz, pad_mode, resize_mode, resize_to):
-    "As fastai does it to an image that has not the size of the first of its item"
-    im = from_planes(planes, 'L' if len(planes)==1 else 'RGB')
-    return to_planes(im.crop_pad(sz, tl, orig_sz=orig_sz, pad_mode=pad_mode, resize_mode=resize_mode, resize_to=resize_to))
+def _interpolated(planes, size):
+    "`planes`, which may be turned views of interleaved pixels, resized as they lie and turned then: in one copy each"
+    _,y,x = planes.strides
+    if abs(y)<abs(x): return _interpolated(planes.swapaxes(1,2), size[::-1]).swapaxes(1,2)
+    if x<0: return _interpolated(planes[:,:,::-1], size)[:,:,::-1]
+    pixels = np.array(planes, order='K').transpose(1,2,0)
+    bands_first = torch.from_numpy(pixels)[None].permute(0,3,1,2)  # strides of one image from which PyTorch knows the layout
+    return interpolate(bands_first, size[::-1], mode='bilinear', antialias=True)[0].numpy()
+
+def _as_image(planes): return from_planes(planes, 'L' if len(planes)==1 else 'RGB', noop)
+
+def _resize_planes(planes, size, resample, exact):
+    may_round = _interpolates and not exact and resample==BILINEAR
+    if may_round and planes.size: return _interpolated(planes, size)  # of an image of one pixel, fastai may crop none
+    return to_planes(_as_image(planes).resize(size, resample))
 
 def crop_pad_planes(
     planes:np.ndarray, # Pixels (bands, height, width) of one byte
@@ -430,16 +445,17 @@ def crop_pad_planes(
     pad_mode:str=PadMode.Zeros, # What is padded with
     resize_mode:int=BILINEAR, # Pillow's filter
     resize_to:tuple=None, # (width, height) to resize to then
+    exact:bool=True, # Whether to resize by Pillow, to the bit; else by PyTorch where that is faster, to a rounding
 )->np.ndarray: # (bands, height, width)
     "Crop, pad and resize as fastai's `crop_pad` does"
-    if planes.shape[:0:-1]!=tuple(orig_sz): return _crop_pad_other(planes, sz, tl, orig_sz, pad_mode, resize_mode, resize_to)
+    if planes.shape[:0:-1]!=tuple(orig_sz):  # not the size of the first image of the item
+        im = _as_image(planes)
+        return to_planes(im.crop_pad(sz, tl, orig_sz=orig_sz, pad_mode=pad_mode, resize_mode=resize_mode, resize_to=resize_to))
     (x,y),(w,h),(W,H) = tl,sz,orig_sz
     planes = planes[:, max(y,0):min(y+h,H), max(x,0):min(x+w,W)]
     pads = (0,0),(max(-y,0),max(h-H+y,0)),(max(-x,0),max(w-W+x,0))
-    if np.any(pads): planes = np.pad(planes, pads, _numpy_pad_modes[pad_mode])
-    if resize_to is None: return planes
-    im = from_planes(planes, 'L' if len(planes)==1 else 'RGB', noop)
-    return to_planes(im.resize(tuple(resize_to), resize_mode))
+    if any(map(any, pads)): planes = np.pad(planes, pads, _numpy_pad_modes[pad_mode])
+    return planes if resize_to is None else _resize_planes(planes, tuple(resize_to), resize_mode, exact)
 
 def turn_planes(
     planes:np.ndarray, # Pixels (bands, height, width)
