@@ -7,19 +7,21 @@ Docs: https://fastmem.github.io/fastmem/recipe.html.md"""
 # %% auto #0
 __all__ = ['pixel_modes', 'mode_names', 'draft_ratio', 'few_pixels', 'aligned_grid', 'grid_window', 'nearest_index', 'Recipe',
            'is_path', 'key_digests', 'resize_recipe', 'gathers', 'keeps_mode', 'pixel_bytes', 'image_header', 'evenly',
-           'Pixels', 'make_pixels', 'NotKept', 'image_extras', 'with_extras', 'is_interleaved', 'to_planes',
-           'to_stored', 'as_planes', 'from_planes', 'cut', 'crop_pad_planes', 'turn_planes', 'Opener', 'opener_of',
-           'opens_as_stock', 'open_mode', 'opening']
+           'decodes_alike', 'plain_pixels', 'Pixels', 'Header', 'make_pixels', 'NotKept', 'image_extras', 'with_extras',
+           'is_interleaved', 'to_planes', 'to_stored', 'as_planes', 'from_planes', 'cut', 'crop_pad_planes',
+           'turn_planes', 'Opener', 'opener_of', 'opens_as_stock', 'open_mode', 'opening']
 
 # %% ../nbs/01_recipe.ipynb #d0d6dc2a
 import functools, hashlib, io, os, pathlib, pickle
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from fastai.vision.augment import BILINEAR, NEAREST, PadMode, Resize
 from fastai.vision.core import *
 from fastcore.all import *
 from PIL import Image
+from PIL.JpegImagePlugin import get_sampling
 
 from .opener import *
 
@@ -206,29 +208,104 @@ def evenly(
     "Numbers from 0 to `n_items`, spread evenly"
     return range(0, n_items, max(1, n_items//n))
 
+# %% ../nbs/01_recipe.ipynb #7a1d0c11
+def _decoded(data):
+    tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return torch.ops.image.decode_jpeg(tensor, 0).permute(1,2,0).numpy()
+
+@functools.lru_cache(maxsize=None)
+def decodes_alike()->bool:
+    "Check that torchvision and Pillow, as they are installed, decode JPEGs to the same pixels"
+    pattern = (np.arange(35*41*3)**2%251).astype(np.uint8).reshape(35,41,3)
+    for subsampling in range(3):
+        file = io.BytesIO()
+        Image.fromarray(pattern).save(file, 'JPEG', quality=95, subsampling=subsampling)
+        try: pixels = _decoded(file.getvalue())
+        except (AttributeError,RuntimeError): return False  # a build without the decoder
+        if not np.array_equal(np.asarray(Image.open(file)), pixels): return False
+    return True
+
+def plain_pixels(
+    im:Image.Image, # Of which no more than the header has been read
+    mode:str, # To open it in; `None` for its own
+)->np.ndarray: # (height, width, bands)
+    "Decode a plain JPEG, to the pixels that Pillow makes of it; `None` for any other file, which is Pillow's"
+    is_plain = im.format=='JPEG' and mode in (None,im.mode) and (im.mode=='L' or get_sampling(im)>=0)
+    if not (is_plain and decodes_alike()): return None
+    im.fp.seek(0)
+    try: return _decoded(im.fp.read())
+    except RuntimeError: return None  # damaged: Pillow says how
+
+# %% ../nbs/01_recipe.ipynb #7a1d0c14
+# PyTorch's antialiased resizing of bytes; on other processors Pillow is faster
+_interpolates = torch.backends.cpu.get_cpu_capability() in ('AVX2','AVX512')
+
+class _Span(NamedTuple):
+    "A part of an axis that begins at a whole pixel of the source"
+    first:int # Pixel of the source
+    last:int # The one after the last
+    n:int # Pixels that are made of them
+    step:float # Pixels of the source for each
+
+def _grid_spans(n, cp, px):
+    "The aligned grid along an axis, from the left edge of the crop at the centre on; what lies before that is stretched to whole pixels"
+    n_grid,a,left,m = (o.item() for o in _axis(np.asarray(n), np.asarray(cp), px))
+    first,start = round(left),round(left+a*m)
+    crop = _Span(start, n, n_grid-a, m)
+    return [_Span(first, start, a, (start-first)/a), crop] if a else [crop]
+
+def _interpolated(pixels, x, y):
+    part = np.ascontiguousarray(pixels[y.first:y.last, x.first:x.last])
+    bands = torch.from_numpy(part)[None].permute(0,3,1,2)
+    return torch.ops.aten._upsample_bilinear2d_aa(bands, (y.n,x.n), False, 1/y.step, 1/x.step)[0].numpy()
+
+def _pad_pixels(pixels, size, pad_mode):
+    "As fastai pads an image at its centre before it is resized to `size`"
+    (h,w),(W,H) = pixels.shape[:2],size
+    m = max(w/W, h/H)
+    out = int(m*H),int(m*W)
+    before = [max(0, -int(.5*(n-o))) for n,o in zip((h,w), out)]
+    after = [max(0, o-n-b) for n,o,b in zip((h,w), out, before)]
+    return np.pad(pixels[:out[0],:out[1]], (*zip(before, after),(0,0)), _numpy_pad_modes[pad_mode])
+
+def _resized(pixels, recipe):
+    "Planes that `recipe` stores of interleaved pixels, as Pillow resizes them, to a rounding"
+    full = pixels.shape[1::-1]
+    if recipe.method=='crop':
+        crop = _crop(*_as_arrays(full), recipe.size)
+        xs,ys = (_grid_spans(n, int(cp), px) for n,cp,px in zip(full, crop, recipe.size))
+        return np.block([[_interpolated(pixels, x, y) for x in xs] for y in ys])
+    if recipe.method=='pad': pixels = _pad_pixels(pixels, recipe.size, recipe.pad_mode)
+    sizes = zip(pixels.shape[1::-1], map(int, recipe.stored_size(full)))
+    return _interpolated(pixels, *[_Span(0, n, px, n/px) for n,px in sizes])
+
 # %% ../nbs/01_recipe.ipynb #e8b18c6e
 draft_ratio = 3 # decoded pixels per stored one, at least, where a JPEG is decoded at a fraction
 
 class Pixels(NamedTuple):
     "An image as it is stored"
-    im:Image.Image # At its stored size
+    im:Image.Image # At its stored size; a `Header` if Pillow has not made it
     full:tuple # (width, height) in its file
-    planes:np.ndarray=None # (bands, height, width), a view of what the cache keeps of it
+    planes:np.ndarray # (bands, height, width), as the cache keeps them; `None` if its mode is not cached
 
-def _open_scaled(file, recipe):
-    "(image, full size, fraction it was decoded at): a JPEG no larger than what `recipe` stores needs"
-    with Image.open(file) as im:
-        full,frac = tuple(im.size),1.
-        wanted = [draft_ratio*int(o) for o in recipe.stored_size(full)]
-        drafted = im.draft(None, wanted) if im.format=='JPEG' else None
-        if drafted is not None: frac = drafted[1][2]/full[0]
-        mode = open_mode(recipe.cls)
-        im.load()
-        return im.convert(mode) if mode not in (None,im.mode) else im, full, frac  # not a copy: it is resized next
+class Header(Image.Image):
+    "What an image says of itself, without its pixels"
+    def __init__(self, im, size):
+        super().__init__()
+        self._mode,self._size,self.info = im.mode,size,im.info.copy()
 
-def _resize(im, recipe, full, frac):
+def _draft(im, recipe):
+    "Have a JPEG decoded no larger than what `recipe` stores needs; the fraction of its size"
+    may_draft = recipe.method not in (None,'pad') and recipe.resample!=NEAREST and im.format=='JPEG'
+    if not may_draft: return 1.
+    width,wanted = im.size[0],[draft_ratio*int(o) for o in recipe.stored_size(im.size)]
+    drafted = im.draft(None, wanted)
+    return 1. if drafted is None else drafted[1][2]/width
+
+def _resize(im, recipe, full, frac=1.):
     "`im`, decoded at `frac` of its `full` size, at the size that `recipe` stores"
-    if recipe.method=='pad': return _pad_centre(im, recipe, full, frac)
+    if recipe.method is None: return im
+    if recipe.method=='pad': return _pad_centre(im, recipe)
     if recipe.method=='crop' and recipe.resample==NEAREST: return _resize_nearest(im, recipe, full)
     stored = tuple(map(int, recipe.stored_size(full)))
     box = aligned_grid(full, recipe.size)[1] if recipe.method=='crop' else (0,0,*full)
@@ -236,7 +313,7 @@ def _resize(im, recipe, full, frac):
     return im.resize(stored, recipe.resample, box=box)
 
 # %% ../nbs/01_recipe.ipynb #df3a9ded
-def _pad_centre(im, recipe, full, frac):
+def _pad_centre(im, recipe):
     W,H = recipe.size
     resize = Resize((H,W), method='pad', pad_mode=recipe.pad_mode, resamples=(recipe.resample, recipe.resample))
     return resize(recipe.cls(im), split_idx=1)
@@ -247,23 +324,48 @@ def _resize_nearest(im, recipe, full):
     x,y = [nearest_index(n, int(cp), px) for n,cp,px in zip(full, crop, recipe.size)]
     return Image.fromarray(np.asarray(im)[y[:,None],x])
 
+def _laid_out(planes, recipe):
+    "`planes` as the cache keeps them"
+    if not is_interleaved(recipe, planes.shape[:0:-1]): return np.ascontiguousarray(planes)
+    return np.ascontiguousarray(planes.transpose(1,2,0)).transpose(2,0,1)
+
+def _quick_pixels(im, recipe):
+    "`Pixels` of a plain JPEG that is resized in no other way than Pillow's default, or not at all; `None` for others"
+    is_known = recipe.method is None or (_interpolates and recipe.resample==BILINEAR)
+    pixels = plain_pixels(im, open_mode(recipe.cls)) if is_known else None
+    if pixels is None: return None
+    planes = pixels.transpose(2,0,1) if recipe.method is None else _resized(pixels, recipe)
+    return Pixels(Header(im, planes.shape[:0:-1]), tuple(im.size), _laid_out(planes, recipe))
+
+def _pillow_pixels(im, recipe, full, frac=1.):
+    "`Pixels` of `im`, decoded at `frac` of its `full` size"
+    im,planes = _resize(im, recipe, full, frac),None
+    if im.mode in pixel_modes: planes = as_planes(to_stored(im, recipe), pixel_modes[im.mode][0], im.size, recipe)
+    return Pixels(im, full, planes)
+
+def _open_quickly(file, recipe):
+    "`Pixels` of a file that fastai's `create` need not open; `None` for others"
+    is_jpeg = str(file).lower().endswith(('.jpg','.jpeg'))
+    is_resized = recipe.method not in (None,'pad') and recipe.resample!=NEAREST
+    if not (is_jpeg or is_resized): return None
+    with Image.open(file) as im:
+        full,frac,mode = tuple(im.size),_draft(im, recipe),open_mode(recipe.cls)
+        res = _quick_pixels(im, recipe) if frac==1 else None
+        if res is not None or not is_resized: return res
+        im.load()
+        im = im.convert(mode) if mode not in (None,im.mode) else im  # not a copy: it is resized next
+        return _pillow_pixels(im, recipe, full, frac)
+
 def make_pixels(
     file, # What fastai's `create` takes: a path, or anything else that is not cached
     recipe:Recipe, # How the stored pixels are made
 )->Pixels:
     "Read and decode `file`; raises what fastai raises"
-    if _may_draft(file, recipe):
-        im,full,frac = _open_scaled(file, recipe)
-    else:
-        im = recipe.cls.create(file)
-        full,frac = tuple(im.size),1.
-    if recipe.method is not None: im = _resize(im, recipe, full, frac)
-    return Pixels(im, full)
-
-def _may_draft(file, recipe):
-    "Check that a JPEG may be decoded at a fraction of its size"
-    if recipe.method in (None,'pad') or recipe.resample==NEAREST: return False
-    return is_path(file) and opens_as_stock(recipe.cls)
+    may_open = is_path(file) and opens_as_stock(recipe.cls)
+    res = _open_quickly(file, recipe) if may_open else None
+    if res is not None: return res
+    im = recipe.cls.create(file)
+    return _pillow_pixels(im, recipe, tuple(im.size))
 
 # %% ../nbs/01_recipe.ipynb #a496d559
 _pillow_internals = {'im','_im','_mode','_size','palette','info','_exif','readonly','_readonly','pyaccess',
