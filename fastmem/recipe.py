@@ -247,6 +247,7 @@ class _Span(NamedTuple):
     n:int # Pixels that are made of them
     step:float # Pixels of the source for each
 
+@functools.lru_cache(maxsize=1000)
 def _grid_spans(n, cp, px):
     "The aligned grid along an axis, from the left edge of the crop at the centre on; what lies before that is stretched to whole pixels"
     n_grid,a,left,m = (o.item() for o in _axis(np.asarray(n), np.asarray(cp), px))
@@ -294,13 +295,17 @@ class Header(Image.Image):
         super().__init__()
         self._mode,self._size,self.info = im.mode,size,im.info.copy()
 
-def _draft(im, recipe):
-    "Have a JPEG decoded no larger than what `recipe` stores needs; the fraction of its size"
-    may_draft = recipe.method not in (None,'pad') and recipe.resample!=NEAREST and im.format=='JPEG'
-    if not may_draft: return 1.
-    width,wanted = im.size[0],[draft_ratio*int(o) for o in recipe.stored_size(im.size)]
-    drafted = im.draft(None, wanted)
-    return 1. if drafted is None else drafted[1][2]/width
+@functools.lru_cache(maxsize=1000)
+def _enough(recipe, full):
+    "(width, height) that an image of size `full` is decoded at, at least"
+    if recipe.method in (None,'pad') or recipe.resample==NEAREST: return full
+    return tuple(draft_ratio*int(o) for o in recipe.stored_size(full))
+
+def _draft(im, full, enough):
+    "Have a JPEG decoded no larger than needed; the fraction of its size"
+    is_large = im.format=='JPEG' and all(n>=2*o for n,o in zip(full, enough))
+    drafted = im.draft(None, enough) if is_large else None
+    return drafted[1][2]/full[0] if drafted else 1.
 
 def _resize(im, recipe, full, frac=1.):
     "`im`, decoded at `frac` of its `full` size, at the size that `recipe` stores"
@@ -329,13 +334,13 @@ def _laid_out(planes, recipe):
     if not is_interleaved(recipe, planes.shape[:0:-1]): return np.ascontiguousarray(planes)
     return np.ascontiguousarray(planes.transpose(1,2,0)).transpose(2,0,1)
 
-def _quick_pixels(im, recipe):
+def _quick_pixels(im, recipe, full):
     "`Pixels` of a plain JPEG that is resized in no other way than Pillow's default, or not at all; `None` for others"
     is_known = recipe.method is None or (_interpolates and recipe.resample==BILINEAR)
     pixels = plain_pixels(im, open_mode(recipe.cls)) if is_known else None
     if pixels is None: return None
     planes = pixels.transpose(2,0,1) if recipe.method is None else _resized(pixels, recipe)
-    return Pixels(Header(im, planes.shape[:0:-1]), tuple(im.size), _laid_out(planes, recipe))
+    return Pixels(Header(im, planes.shape[:0:-1]), full, _laid_out(planes, recipe))
 
 def _pillow_pixels(im, recipe, full, frac=1.):
     "`Pixels` of `im`, decoded at `frac` of its `full` size"
@@ -349,8 +354,9 @@ def _open_quickly(file, recipe):
     is_resized = recipe.method not in (None,'pad') and recipe.resample!=NEAREST
     if not (is_jpeg or is_resized): return None
     with Image.open(file) as im:
-        full,frac,mode = tuple(im.size),_draft(im, recipe),open_mode(recipe.cls)
-        res = _quick_pixels(im, recipe) if frac==1 else None
+        full,mode = tuple(im.size),open_mode(recipe.cls)
+        frac = _draft(im, full, _enough(recipe, full))
+        res = _quick_pixels(im, recipe, full) if frac==1 else None
         if res is not None or not is_resized: return res
         im.load()
         im = im.convert(mode) if mode not in (None,im.mode) else im  # not a copy: it is resized next
