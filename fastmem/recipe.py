@@ -7,12 +7,12 @@ Docs: https://fastmem.github.io/fastmem/recipe.html.md"""
 # %% auto #0
 __all__ = ['pixel_modes', 'mode_names', 'draft_ratio', 'few_pixels', 'aligned_grid', 'grid_window', 'nearest_index', 'Recipe',
            'is_path', 'key_digests', 'resize_recipe', 'gathers', 'keeps_mode', 'pixel_bytes', 'image_header', 'evenly',
-           'decodes_alike', 'plain_pixels', 'Pixels', 'Header', 'make_pixels', 'NotKept', 'image_extras', 'with_extras',
-           'is_interleaved', 'to_planes', 'to_stored', 'as_planes', 'from_planes', 'cut', 'crop_pad_planes',
-           'turn_planes', 'Opener', 'opener_of', 'opens_as_stock', 'open_mode', 'opening']
+           'plain_header', 'decodes_alike', 'plain_pixels', 'Pixels', 'Header', 'make_pixels', 'NotKept',
+           'image_extras', 'with_extras', 'is_interleaved', 'to_planes', 'to_stored', 'as_planes', 'from_planes', 'cut',
+           'crop_pad_planes', 'turn_planes', 'Opener', 'opener_of', 'opens_as_stock', 'open_mode', 'opening']
 
 # %% ../nbs/01_recipe.ipynb #d0d6dc2a
-import functools, hashlib, io, os, pathlib, pickle
+import functools, hashlib, io, os, pathlib, pickle, struct
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,6 @@ from fastai.vision.augment import BILINEAR, NEAREST, PadMode, Resize
 from fastai.vision.core import *
 from fastcore.all import *
 from PIL import Image
-from PIL.JpegImagePlugin import get_sampling
 
 from .opener import *
 
@@ -208,6 +207,39 @@ def evenly(
     "Numbers from 0 to `n_items`, spread evenly"
     return range(0, n_items, max(1, n_items//n))
 
+# %% ../nbs/01_recipe.ipynb #7a1d0c10
+_frames,_tables,_texts = b'\xc0\xc1\xc2',b'\xc4\xdd\xfe',bytes(range(0xe0,0xf0)) # markers
+_samplings = b'\x11\x11\x11',b'\x21\x11\x11',b'\x22\x11\x11'
+
+def _is_plain_segment(marker, data):
+    "Check that Pillow finds nothing wrong with, or special about, a segment of a JPEG"
+    if marker==b'\xdb': return len(data)%65==0 and not any(o>>4 for o in data[::65])
+    if marker in _texts: return len(data)>=(12 if marker==b'\xee' else 14) and not data.startswith(b'MPF')
+    return marker in _tables
+
+def _plain_frame(data):
+    "((width, height), mode) in the frame header of a JPEG; `None` if it is neither RGB nor grey of 8 bits, or sampled oddly"
+    if len(data)<6: return None
+    bits,h,w,bands = struct.unpack_from('>BHHB', data)
+    is_plain = bits==8 and w*h>0 and len(data)==6+3*bands and (bands==1 or data[7::3] in _samplings)
+    if not is_plain or w*h>(Image.MAX_IMAGE_PIXELS or np.inf): return None
+    return (w,h),'L' if bands==1 else 'RGB'
+
+def plain_header(
+    data:bytes, # Of a file, from its start
+)->tuple: # ((width, height), Pillow's mode)
+    "Read the header of a JPEG as Pillow would; `None` if anything about it is unusual, or it is longer than `data`"
+    at,frame = 2,None
+    while data.startswith(b'\xff\xd8') and data[at:at+1]==b'\xff':
+        marker,n = data[at+1:at+2],int.from_bytes(data[at+2:at+4], 'big')
+        segment = data[at+4:at+2+n]
+        if marker==b'\xda': return frame
+        is_frame = marker in _frames
+        if is_frame: frame = _plain_frame(segment) if frame is None else None
+        is_plain = frame is not None if is_frame else _is_plain_segment(marker, segment)
+        if len(segment)!=n-2 or not is_plain: return None
+        at += 2+n
+
 # %% ../nbs/01_recipe.ipynb #7a1d0c11
 def _decoded(data):
     tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
@@ -226,15 +258,21 @@ def decodes_alike()->bool:
     return True
 
 def plain_pixels(
-    im:Image.Image, # Of which no more than the header has been read
+    file, # Path
     mode:str, # To open it in; `None` for its own
-)->np.ndarray: # (height, width, bands)
+    most:tuple=(np.inf,np.inf), # (width, height); an image that is larger both ways is left to Pillow
+)->tuple: # ((height, width, bands), bytes of the file)
     "Decode a plain JPEG, to the pixels that Pillow makes of it; `None` for any other file, which is Pillow's"
-    is_plain = im.format=='JPEG' and mode in (None,im.mode) and (im.mode=='L' or get_sampling(im)>=0)
-    if not (is_plain and decodes_alike()): return None
-    im.fp.seek(0)
-    try: return _decoded(im.fp.read())
+    if not decodes_alike(): return None
+    with open(file, 'rb') as f:
+        data = f.read(_header_bytes)
+        size,own_mode = plain_header(data) or (None,None)
+        if size is None or mode not in (None,own_mode) or all(n>=o for n,o in zip(size, most)): return None
+        data += f.read()
+    try: return _decoded(data),data
     except RuntimeError: return None  # damaged: Pillow says how
+
+_header_bytes = 1<<16
 
 # %% ../nbs/01_recipe.ipynb #7a1d0c14
 # PyTorch's antialiased resizing of bytes; on other processors Pillow is faster
@@ -290,22 +328,24 @@ class Pixels(NamedTuple):
     planes:np.ndarray # (bands, height, width), as the cache keeps them; `None` if its mode is not cached
 
 class Header(Image.Image):
-    "What an image says of itself, without its pixels"
-    def __init__(self, im, size):
-        super().__init__()
-        self._mode,self._size,self.info = im.mode,size,im.info.copy()
+    "A plain JPEG that Pillow has not opened: its mode and size, and what else the file says once somebody asks"
+    def __init__(self, data, mode, size):
+        self._mode,self._size,self.palette,self._exif = mode,size,None,None
+        self.fp = io.BytesIO(data)
+    @functools.cached_property
+    def info(self): return Image.open(self.fp).info
 
-@functools.lru_cache(maxsize=1000)
-def _enough(recipe, full):
-    "(width, height) that an image of size `full` is decoded at, at least"
-    if recipe.method in (None,'pad') or recipe.resample==NEAREST: return full
-    return tuple(draft_ratio*int(o) for o in recipe.stored_size(full))
+def _least(recipe):
+    "(width, height) from which on a JPEG may be decoded at a fraction of its size"
+    if recipe.method in (None,'pad') or recipe.resample==NEAREST: return np.inf,np.inf
+    return tuple(2*draft_ratio*o for o in recipe.size)
 
-def _draft(im, full, enough):
-    "Have a JPEG decoded no larger than needed; the fraction of its size"
-    is_large = im.format=='JPEG' and all(n>=2*o for n,o in zip(full, enough))
-    drafted = im.draft(None, enough) if is_large else None
-    return drafted[1][2]/full[0] if drafted else 1.
+def _draft(im, recipe):
+    "Have a JPEG decoded no larger than what `recipe` stores needs; the fraction of its size"
+    if im.format!='JPEG': return 1.
+    width,wanted = im.size[0],[draft_ratio*int(o) for o in recipe.stored_size(im.size)]
+    drafted = im.draft(None, wanted)
+    return 1. if drafted is None else drafted[1][2]/width
 
 def _resize(im, recipe, full, frac=1.):
     "`im`, decoded at `frac` of its `full` size, at the size that `recipe` stores"
@@ -334,13 +374,15 @@ def _laid_out(planes, recipe):
     if not is_interleaved(recipe, planes.shape[:0:-1]): return np.ascontiguousarray(planes)
     return np.ascontiguousarray(planes.transpose(1,2,0)).transpose(2,0,1)
 
-def _quick_pixels(im, recipe, full):
+def _quick_pixels(file, recipe):
     "`Pixels` of a plain JPEG that is resized in no other way than Pillow's default, or not at all; `None` for others"
     is_known = recipe.method is None or (_interpolates and recipe.resample==BILINEAR)
-    pixels = plain_pixels(im, open_mode(recipe.cls)) if is_known else None
-    if pixels is None: return None
+    found = plain_pixels(file, open_mode(recipe.cls), _least(recipe)) if is_known else None
+    if found is None: return None
+    pixels,data = found
     planes = pixels.transpose(2,0,1) if recipe.method is None else _resized(pixels, recipe)
-    return Pixels(Header(im, planes.shape[:0:-1]), full, _laid_out(planes, recipe))
+    mode = 'L' if len(planes)==1 else 'RGB'
+    return Pixels(Header(data, mode, planes.shape[:0:-1]), pixels.shape[1::-1], _laid_out(planes, recipe))
 
 def _pillow_pixels(im, recipe, full, frac=1.):
     "`Pixels` of `im`, decoded at `frac` of its `full` size"
@@ -348,16 +390,12 @@ def _pillow_pixels(im, recipe, full, frac=1.):
     if im.mode in pixel_modes: planes = as_planes(to_stored(im, recipe), pixel_modes[im.mode][0], im.size, recipe)
     return Pixels(im, full, planes)
 
-def _open_quickly(file, recipe):
-    "`Pixels` of a file that fastai's `create` need not open; `None` for others"
-    is_jpeg = str(file).lower().endswith(('.jpg','.jpeg'))
-    is_resized = recipe.method not in (None,'pad') and recipe.resample!=NEAREST
-    if not (is_jpeg or is_resized): return None
+def _open_resized(file, recipe):
+    "`Pixels` of a file that is resized, and may be decoded at a fraction of its size; `None` for others"
+    if recipe.method in (None,'pad') or recipe.resample==NEAREST: return None
+    mode = open_mode(recipe.cls)
     with Image.open(file) as im:
-        full,mode = tuple(im.size),open_mode(recipe.cls)
-        frac = _draft(im, full, _enough(recipe, full))
-        res = _quick_pixels(im, recipe, full) if frac==1 else None
-        if res is not None or not is_resized: return res
+        full,frac = tuple(im.size),_draft(im, recipe)
         im.load()
         im = im.convert(mode) if mode not in (None,im.mode) else im  # not a copy: it is resized next
         return _pillow_pixels(im, recipe, full, frac)
@@ -367,8 +405,10 @@ def make_pixels(
     recipe:Recipe, # How the stored pixels are made
 )->Pixels:
     "Read and decode `file`; raises what fastai raises"
-    may_open = is_path(file) and opens_as_stock(recipe.cls)
-    res = _open_quickly(file, recipe) if may_open else None
+    res = None
+    if is_path(file) and opens_as_stock(recipe.cls):
+        if str(file).lower().endswith(('.jpg','.jpeg')): res = _quick_pixels(file, recipe)
+        res = res or _open_resized(file, recipe)
     if res is not None: return res
     im = recipe.cls.create(file)
     return _pillow_pixels(im, recipe, tuple(im.size))
