@@ -407,7 +407,7 @@ def _shown_image(self:ImageCache, pixels, recipe, pct, looks):
     "What was made, as an image of the recipe's class"
     im,planes = pixels.im,pixels.planes
     is_whole = pct is None or recipe.method not in ('crop','pad')
-    if is_whole and type(im) is not Header: return im if isinstance(im, recipe.cls) else recipe.cls(im)
+    if is_whole and type(im) is not PlainJpeg: return im if isinstance(im, recipe.cls) else recipe.cls(im)
     if not is_whole: planes = cut(planes, pixels.full, recipe, pct)
     try: extras = image_extras(im) if looks else b''
     except NotKept: extras = b''  # a crop has the pixels of it alone

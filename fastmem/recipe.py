@@ -7,7 +7,7 @@ Docs: https://fastmem.github.io/fastmem/recipe.html.md"""
 # %% auto #0
 __all__ = ['pixel_modes', 'mode_names', 'draft_ratio', 'few_pixels', 'aligned_grid', 'grid_window', 'nearest_index', 'Recipe',
            'is_path', 'key_digests', 'resize_recipe', 'gathers', 'keeps_mode', 'pixel_bytes', 'image_header', 'evenly',
-           'plain_header', 'decodes_alike', 'plain_pixels', 'Pixels', 'Header', 'make_pixels', 'NotKept',
+           'plain_header', 'decodes_alike', 'plain_pixels', 'Pixels', 'PlainJpeg', 'make_pixels', 'NotKept',
            'image_extras', 'with_extras', 'is_interleaved', 'to_planes', 'to_stored', 'as_planes', 'from_planes', 'cut',
            'crop_pad_planes', 'turn_planes', 'Opener', 'opener_of', 'opens_as_stock', 'open_mode', 'opening']
 
@@ -323,11 +323,11 @@ draft_ratio = 3 # decoded pixels per stored one, at least, where a JPEG is decod
 
 class Pixels(NamedTuple):
     "An image as it is stored"
-    im:Image.Image # At its stored size; a `Header` if Pillow has not made it
+    im:Image.Image # At its stored size; a `PlainJpeg` if Pillow has not made it
     full:tuple # (width, height) in its file
     planes:np.ndarray # (bands, height, width), as the cache keeps them; `None` if its mode is not cached
 
-class Header(Image.Image):
+class PlainJpeg(Image.Image):
     "A plain JPEG that Pillow has not opened: its mode and size, and what else the file says once somebody asks"
     def __init__(self, data, mode, size):
         self._mode,self._size,self.palette,self._exif = mode,size,None,None
@@ -382,7 +382,7 @@ def _quick_pixels(file, recipe):
     pixels,data = found
     planes = pixels.transpose(2,0,1) if recipe.method is None else _resized(pixels, recipe)
     mode = 'L' if len(planes)==1 else 'RGB'
-    return Pixels(Header(data, mode, planes.shape[:0:-1]), pixels.shape[1::-1], _laid_out(planes, recipe))
+    return Pixels(PlainJpeg(data, mode, planes.shape[:0:-1]), pixels.shape[1::-1], _laid_out(planes, recipe))
 
 def _pillow_pixels(im, recipe, full, frac=1.):
     "`Pixels` of `im`, decoded at `frac` of its `full` size"
@@ -517,7 +517,8 @@ def from_planes(
     else:
         pixels = np.ascontiguousarray(planes.transpose(1,2,0))
         raw_mode = {'1':'1;8'}.get(mode, mode)
-        im = Image.frombytes(mode, planes.shape[:0:-1], pixels, 'raw', raw_mode)
+        im = Image.new(mode, planes.shape[:0:-1], None)  # not filled first, as `Image.frombytes` does
+        im.frombytes(pixels, 'raw', raw_mode)
     return with_extras(cls(im), extras)
 
 # %% ../nbs/01_recipe.ipynb #f693d464
