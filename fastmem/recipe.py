@@ -293,7 +293,7 @@ def _grid_spans(n, cp, px):
     crop = _Span(start, n, n_grid-a, m)
     return [_Span(first, start, a, (start-first)/a), crop] if a else [crop]
 
-def _interpolated(pixels, x, y):
+def _resize_part(pixels, x, y):
     part = np.ascontiguousarray(pixels[y.first:y.last, x.first:x.last])
     bands = torch.from_numpy(part)[None].permute(0,3,1,2)
     return torch.ops.aten._upsample_bilinear2d_aa(bands, (y.n,x.n), False, 1/y.step, 1/x.step)[0].numpy()
@@ -313,10 +313,10 @@ def _resized(pixels, recipe):
     if recipe.method=='crop':
         crop = _crop(*_as_arrays(full), recipe.size)
         xs,ys = (_grid_spans(n, int(cp), px) for n,cp,px in zip(full, crop, recipe.size))
-        return np.block([[_interpolated(pixels, x, y) for x in xs] for y in ys])
+        return np.block([[_resize_part(pixels, x, y) for x in xs] for y in ys])
     if recipe.method=='pad': pixels = _pad_pixels(pixels, recipe.size, recipe.pad_mode)
     sizes = zip(pixels.shape[1::-1], map(int, recipe.stored_size(full)))
-    return _interpolated(pixels, *[_Span(0, n, px, n/px) for n,px in sizes])
+    return _resize_part(pixels, *[_Span(0, n, px, n/px) for n,px in sizes])
 
 # %% ../nbs/01_recipe.ipynb #e8b18c6e
 draft_ratio = 3 # decoded pixels per stored one, at least, where a JPEG is decoded at a fraction
