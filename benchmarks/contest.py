@@ -55,12 +55,12 @@ def timed_run(
     o.prepare()
     gc.collect(); gc.disable()
     try:
-        n_epochs,n_images,start_s,took_s = 0,0,time.perf_counter(),0.
+        n_epochs,n_images,start_s,took_s,start_cpu_s = 0,0,time.perf_counter(),0.,time.process_time()
         while n_epochs==0 or (took_s<min_s and not o.once):
             n_images += o.epoch()
             n_epochs,took_s = n_epochs+1,time.perf_counter()-start_s
     finally: gc.enable()
-    return dict(epochs=n_epochs, images=n_images, seconds=took_s)
+    return dict(epochs=n_epochs, images=n_images, seconds=took_s, cpu_seconds=time.process_time()-start_cpu_s)
 
 def warm_up(
     contestants:list,
@@ -106,6 +106,14 @@ def run_s(
 )->list: # Seconds per image of each run
     "The speed of each run"
     return [o['seconds']/o['images'] for o in result['runs']]
+
+def cpu_ratios(
+    result:dict,
+    against:dict, # Of the same `interleave`
+)->dict: # As from `spread`
+    "Processor time of this process for an image, in units of that of `against`, run by run"
+    each_s = [[o['cpu_seconds']/o['images'] for o in r['runs']] for r in (result,against)]
+    return spread([a/b for a,b in zip(*each_s)])
 
 def find(
     results:list,

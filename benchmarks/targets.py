@@ -161,6 +161,9 @@ class Inverted(RandTransform):
     table = [255-o for o in range(256)]*3
     def encodes(self, x:PILImage): return PILImage(x.point(self.table)) if random.random()<.5 else x
 
+class InvertedLast(Inverted): order = 2 # as albumentations are wrapped in fastai's tutorial
+
+warm_items_last = warm_both('photos, warm, an unknown random item transform after Resize', 2.5, 3, item_tfms=[Resize(224), InvertedLast()])
 warm_items = warm_both('photos, warm, Resize and an unknown random item transform', 2.5, 4, item_tfms=[Resize(224), Inverted()])
 
 # Targets that fastai's own transforms draw, crop or pad
@@ -211,11 +214,20 @@ def warm_busy(work, tmp, runs):
 
 def first_epochs(name, at_least, aim):
     "A function that measures first, lazy epochs at the same number of workers"
+def first_epochs(name, at_least, aim, **kwargs):
+    "A function that measures first, lazy epochs at the same number of workers, and their processor time"
     def measure(work, tmp, runs):
-        field = [f(work, n) for n in workers_asked for f in (stock, first_epoch)]
+        field = [f(work, n, **kwargs) for n in workers_asked for f in (stock, first_epoch)]
         results = interleave(field, runs)
-        return list(stock_rows(name, results, at_least, aim, 'fastmem, first epoch', same_workers=True)),results
+        rows = list(stock_rows(name, results, at_least, aim, 'fastmem, first epoch', same_workers=True))
+        ours,of_stock = find(results, 'fastmem, first epoch'),find(results, 'stock fastai')
+        return [*rows, row(name, cpu_ratios(ours, of_stock), "of stock's processor time", at_most=1)],results
     return measure
+
+first_least,first_aim = {0: 2, 2: 1.4},{0: 3, 2: 2}
+first_photos = first_epochs('photos, first epoch', first_least, first_aim)
+first_rrc = first_epochs('photos, first epoch, RandomResizedCrop', first_least, first_aim, item_tfms=[RandomResizedCrop(224)])
+first_pad = first_epochs("photos, first epoch, Resize(method='pad')", first_least, first_aim, item_tfms=[Resize(224, method='pad')])
 
 def preload_row(work, results, at_least, aim):
     "Preload on all cores over preload on one"
@@ -271,9 +283,10 @@ def half_cached(work, tmp, runs):
 
 on_photos = dict(photos_warm=warm_photos, photos_float=warm_float, photos_rrc=warm_rrc, photos_turned=warm_turned, large_crops=large_crops,
                  **{f'photos, {k}': o for k,o in warm_crops.items()},
-                 photos_items=warm_items, photos_points=warm_points, photos_boxes=warm_boxes, photos_noise=warm_noise,
-                 photos_pad=warm_padded, photos_busy=warm_busy,
-                 photos_first=first_epochs('photos, first epoch', 1, 1.6), photos_preload=preloads, large_photos=large_photos, photos_half=half_cached)
+                 photos_items=warm_items, photos_items_last=warm_items_last, photos_points=warm_points, photos_boxes=warm_boxes,
+                 photos_noise=warm_noise, photos_pad=warm_padded, photos_busy=warm_busy,
+                 photos_first=first_photos, photos_first_rrc=first_rrc, photos_first_pad=first_pad, photos_preload=preloads,
+                 large_photos=large_photos, photos_half=half_cached)
 on_cifar = dict(cifar_warm=warm_cifar, cifar_first=first_epochs('CIFAR, first epoch', 1, 1.6))
 
 def run(

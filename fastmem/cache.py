@@ -325,16 +325,13 @@ def _make(self:ImageCache, slot, source, recipe, keep, looks=False):
     if recipe.store=='encoded' and is_path(source): return self._make_encoded(slot, source, recipe, keep, stamp)
     pixels = make_pixels(source, recipe)
     mode = pixels.im.mode
-    if keep and not keeps_mode(recipe, mode): self._tell_unkept(source, f'images of mode {mode} are not kept {recipe.store}')
-    if mode not in pixel_modes: return pixels
-    stored,bands = to_stored(pixels.im, recipe),pixel_modes[mode][0]
-    pixels = pixels._replace(planes=as_planes(stored, bands, pixels.im.size, recipe))
-    if keep and keeps_mode(recipe, mode): self._keep(slot, source, recipe, pixels, stored, stamp, looks)
+    if keep and keeps_mode(recipe, mode): self._keep(slot, source, recipe, pixels, stamp, looks)
+    elif keep: self._tell_unkept(source, f'images of mode {mode} are not kept {recipe.store}')
     return pixels
 
 # %% ../nbs/05_cache.ipynb #f2e49ee4
 @patch
-def _keep(self:ImageCache, slot, source, recipe, pixels, stored, stamp, looks):
+def _keep(self:ImageCache, slot, source, recipe, pixels, stamp, looks):
     "Keep the `stored` pixels of an image, unless it is more than can be kept"
     file,mode,extras = self.files.get(recipe),mode_names.index(pixels.im.mode),b''
     if file is not None and not stamp: return self._tell_unversioned(source)
@@ -343,6 +340,7 @@ def _keep(self:ImageCache, slot, source, recipe, pixels, stored, stamp, looks):
         try: extras = image_extras(pixels.im)
         except NotKept as e: return self._tell_unkept(source, e)
     target = self.arena if file is None else file
+    stored = pixels.planes.transpose(1,2,0) if is_interleaved(recipe, pixels.im.size) else pixels.planes
     target.write(slot, stored.reshape(pixels.planes.shape), pixels.full, mode, stamp, extras)
 
 @patch
@@ -408,12 +406,13 @@ def _hit(self:ImageCache, i, recipe, pct, looks):
 @patch
 def _shown_image(self:ImageCache, pixels, recipe, pct, looks):
     "What was made, as an image of the recipe's class"
-    im = pixels.im
+    im,planes = pixels.im,pixels.planes
     is_whole = pct is None or recipe.method not in ('crop','pad')
-    if is_whole: return im if isinstance(im, recipe.cls) else recipe.cls(im)
+    if is_whole and type(im) is not PlainJpeg: return im if isinstance(im, recipe.cls) else recipe.cls(im)
+    if not is_whole: planes = cut(planes, pixels.full, recipe, pct)
     try: extras = image_extras(im) if looks else b''
     except NotKept: extras = b''  # a crop has the pixels of it alone
-    return from_planes(cut(pixels.planes, pixels.full, recipe, pct), im.mode, recipe.cls, extras)
+    return from_planes(planes, im.mode, recipe.cls, extras)
 
 @patch
 def read(self:ImageCache,

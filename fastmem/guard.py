@@ -11,6 +11,7 @@ __all__ = ['human_bytes', 'doctor', 'say', 'memory_limits', 'available_memory', 
 
 # %% ../nbs/00_guard.ipynb #738a32fc
 import ctypes, os, re, threading, time
+from functools import lru_cache
 from pathlib import Path
 from weakref import WeakKeyDictionary, WeakSet, ref
 
@@ -53,9 +54,9 @@ def _read(path):
     try: return path.read_text()
     except (FileNotFoundError, NotADirectoryError, PermissionError): return None
 
-def _own_groups(root):
-    "(files of that version, this process's group) for each memory hierarchy in `/proc/self/cgroup`"
-    for line in (_read(root/'proc/self/cgroup') or '').splitlines():
+def _own_groups(text):
+    "(files of that version, this process's group) for each memory hierarchy in the `text` of `/proc/self/cgroup`"
+    for line in text.splitlines():
         _,controllers,group = line.split(':', 2)
         if controllers=='': yield _v2,group
         elif 'memory' in controllers.split(','): yield _v1,group
@@ -95,8 +96,11 @@ def _group_free(folder, files):
     if limit is None: return None
     return max(0, limit - int(_read(folder/files['usage']) or 0) + _stat(folder, files['inactive']))
 
-def _groups(root):
-    return [(d,files) for files,group in _own_groups(root) for d in _ancestors(root, files, group)]
+def _groups(root): return _groups_named(root, _read(root/'proc/self/cgroup') or '')
+
+@lru_cache(maxsize=16)
+def _groups_named(root, text):
+    return [(d,files) for files,group in _own_groups(text) for d in _ancestors(root, files, group)]
 
 # %% ../nbs/00_guard.ipynb #1af71aa8
 def memory_limits(

@@ -231,12 +231,24 @@ def readable(self:MemDL, i):
 def do_item(self:MemDL, s):
     try: self._follow_item(s)
     except SkipItemException: return None
-    is_resized = self.columns and self.indexed and 'create_item' not in vars(self)
-    resize = self.applied_resize() if is_resized else None
-    if resize is None: return super(MemDL, self).do_item(s)
-    if self.options.on_error=='skip' and not self.readable(s or 0): return None
-    try: return self._do_resized(s or 0, resize)
+    is_ours = self.columns and self.indexed and type(self.after_item) is Pipeline and 'create_item' not in vars(self)
+    if not is_ours: return super(MemDL, self).do_item(s)
+    resize = self.applied_resize()
+    if resize is not None and self.options.on_error=='skip' and not self.readable(s or 0): return None
+    try: return self._do_tfms(self.create_item(s)) if resize is None else self._do_resized(s or 0, resize)
     except SkipItemException: return None
+
+@patch
+def _do_tfms(self:MemDL, item, applied=None):
+    "`item` after the item transforms but `applied`; what ends them is done to pixels where it is known"
+    fs,split_idx = [o for o in active_tfms(self.after_item) if o is not applied],self.after_item.split_idx
+    known = known_end(fs)
+    if not known: return compose_tfms(item, fs, split_idx=split_idx)
+    n = fs.index(known[0])
+    item = compose_tfms(item, fs[:n], split_idx=split_idx)
+    edited = edited_item(item, known, split_idx)
+    if edited is None: return compose_tfms(item, fs[n:], split_idx=split_idx)
+    return compose_tfms(edited, fs[n+len(known)+1:], split_idx=split_idx)
 
 @patch
 def _do_resized(self:MemDL, i, resize):
@@ -247,8 +259,7 @@ def _do_resized(self:MemDL, i, resize):
     pct = draw_crop(resize, split_idx)  # as in stock: after the item was made, and not for one that is dropped
     resized = super(RandTransform, resize).__call__  # without a crop of its own
     others = {j: resized(o, split_idx=split_idx) for j,o in others.items()}
-    item = self._with_images(i, others, pct)
-    return compose_tfms(item, [o for o in self.after_item.fs if o is not resize], split_idx=split_idx)
+    return self._do_tfms(self._with_images(i, others, pct), resize)
 
 # %% ../nbs/09_loader.ipynb #81bf1c28
 @patch

@@ -168,7 +168,7 @@ def worthwhile_threads(
     except OSError: return n_workers  # it is gone: reading it says so
 
 def _is_made(file, recipe):
-    try: to_stored(make_pixels(file, recipe).im, recipe)
+    try: make_pixels(file, recipe)
     except Exception: return False  # a batch that reaches it raises it
     return True
 

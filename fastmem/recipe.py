@@ -7,12 +7,12 @@ Docs: https://fastmem.github.io/fastmem/recipe.html.md"""
 # %% auto #0
 __all__ = ['pixel_modes', 'mode_names', 'draft_ratio', 'few_pixels', 'aligned_grid', 'grid_window', 'nearest_index', 'Recipe',
            'is_path', 'key_digests', 'resize_recipe', 'gathers', 'keeps_mode', 'pixel_bytes', 'image_header', 'evenly',
-           'Pixels', 'make_pixels', 'NotKept', 'image_extras', 'with_extras', 'is_interleaved', 'to_planes',
-           'to_stored', 'as_planes', 'from_planes', 'cut', 'crop_pad_planes', 'turn_planes', 'Opener', 'opener_of',
-           'opens_as_stock', 'open_mode', 'opening']
+           'plain_header', 'decodes_alike', 'plain_pixels', 'Pixels', 'PlainJpeg', 'make_pixels', 'NotKept',
+           'image_extras', 'with_extras', 'is_interleaved', 'to_planes', 'to_stored', 'as_planes', 'from_planes', 'cut',
+           'crop_pad_planes', 'turn_planes', 'Opener', 'opener_of', 'opens_as_stock', 'open_mode', 'opening']
 
 # %% ../nbs/01_recipe.ipynb #d0d6dc2a
-import functools, hashlib, io, os, pathlib, pickle
+import functools, hashlib, io, os, pathlib, pickle, struct
 from typing import NamedTuple
 
 import numpy as np
@@ -208,29 +208,150 @@ def evenly(
     "Numbers from 0 to `n_items`, spread evenly"
     return range(0, n_items, max(1, n_items//n))
 
+# %% ../nbs/01_recipe.ipynb #7a1d0c10
+_frames,_tables,_texts = b'\xc0\xc1\xc2',b'\xc4\xdd\xfe',bytes(range(0xe0,0xf0)) # markers
+_samplings = b'\x11\x11\x11',b'\x21\x11\x11',b'\x22\x11\x11'
+
+def _is_plain_segment(marker, data):
+    "Check that Pillow finds nothing wrong with, or special about, a segment of a JPEG"
+    if marker==b'\xdb': return len(data)%65==0 and not any(o>>4 for o in data[::65])
+    if marker in _texts: return len(data)>=(12 if marker==b'\xee' else 14) and not data.startswith(b'MPF')
+    return marker in _tables
+
+def _plain_frame(data):
+    "((width, height), mode) in the frame header of a JPEG; `None` if it is neither RGB nor grey of 8 bits, or sampled oddly"
+    if len(data)<6: return None
+    bits,h,w,bands = struct.unpack_from('>BHHB', data)
+    is_plain = bits==8 and w*h>0 and len(data)==6+3*bands and (bands==1 or data[7::3] in _samplings)
+    if not is_plain or w*h>(Image.MAX_IMAGE_PIXELS or np.inf): return None
+    return (w,h),'L' if bands==1 else 'RGB'
+
+def plain_header(
+    data:bytes, # Of a file, from its start
+)->tuple: # ((width, height), Pillow's mode)
+    "Read the header of a JPEG as Pillow would; `None` if anything about it is unusual, or it is longer than `data`"
+    at,frame = 2,None
+    while data.startswith(b'\xff\xd8') and data[at:at+1]==b'\xff':
+        marker,n = data[at+1:at+2],int.from_bytes(data[at+2:at+4], 'big')
+        segment = data[at+4:at+2+n]
+        if marker==b'\xda': return frame
+        is_frame = marker in _frames
+        if is_frame: frame = _plain_frame(segment) if frame is None else None
+        is_plain = frame is not None if is_frame else _is_plain_segment(marker, segment)
+        if len(segment)!=n-2 or not is_plain: return None
+        at += 2+n
+
+# %% ../nbs/01_recipe.ipynb #7a1d0c11
+def _decoded(data):
+    tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return torch.ops.image.decode_jpeg(tensor, 0).permute(1,2,0).numpy()
+
+@functools.lru_cache(maxsize=None)
+def decodes_alike()->bool:
+    "Check that torchvision and Pillow, as they are installed, decode JPEGs to the same pixels"
+    pattern = (np.arange(35*41*3)**2%251).astype(np.uint8).reshape(35,41,3)
+    for subsampling in range(3):
+        file = io.BytesIO()
+        Image.fromarray(pattern).save(file, 'JPEG', quality=95, subsampling=subsampling)
+        try: pixels = _decoded(file.getvalue())
+        except (AttributeError,RuntimeError): return False  # a build without the decoder
+        if not np.array_equal(np.asarray(Image.open(file)), pixels): return False
+    return True
+
+def plain_pixels(
+    file, # Path
+    mode:str, # To open it in; `None` for its own
+    most:tuple=(np.inf,np.inf), # (width, height); an image that is larger both ways is left to Pillow
+)->tuple: # ((height, width, bands), bytes of the file)
+    "Decode a plain JPEG, to the pixels that Pillow makes of it; `None` for any other file, which is Pillow's"
+    if not decodes_alike(): return None
+    with open(file, 'rb') as f:
+        data = f.read(_header_bytes)
+        size,own_mode = plain_header(data) or (None,None)
+        if size is None or mode not in (None,own_mode) or all(n>=o for n,o in zip(size, most)): return None
+        data += f.read()
+    try: return _decoded(data),data
+    except RuntimeError: return None  # damaged: Pillow says how
+
+_header_bytes = 1<<16
+
+# %% ../nbs/01_recipe.ipynb #7a1d0c14
+# PyTorch's antialiased resizing of bytes; on other processors Pillow is faster
+_interpolates = torch.backends.cpu.get_cpu_capability() in ('AVX2','AVX512')
+
+class _Span(NamedTuple):
+    "A part of an axis that begins at a whole pixel of the source"
+    first:int # Pixel of the source
+    last:int # The one after the last
+    n:int # Pixels that are made of them
+    step:float # Pixels of the source for each
+
+@functools.lru_cache(maxsize=1000)
+def _grid_spans(n, cp, px):
+    "The aligned grid along an axis, from the left edge of the crop at the centre on; what lies before that is stretched to whole pixels"
+    n_grid,a,left,m = (o.item() for o in _axis(np.asarray(n), np.asarray(cp), px))
+    first,start = round(left),round(left+a*m)
+    crop = _Span(start, n, n_grid-a, m)
+    return [_Span(first, start, a, (start-first)/a), crop] if a else [crop]
+
+def _resize_part(pixels, x, y):
+    part = np.ascontiguousarray(pixels[y.first:y.last, x.first:x.last])
+    bands = torch.from_numpy(part)[None].permute(0,3,1,2)
+    return torch.ops.aten._upsample_bilinear2d_aa(bands, (y.n,x.n), False, 1/y.step, 1/x.step)[0].numpy()
+
+def _pad_pixels(pixels, size, pad_mode):
+    "As fastai pads an image at its centre before it is resized to `size`"
+    (h,w),(W,H) = pixels.shape[:2],size
+    m = max(w/W, h/H)
+    out = int(m*H),int(m*W)
+    before = [max(0, -int(.5*(n-o))) for n,o in zip((h,w), out)]
+    after = [max(0, o-n-b) for n,o,b in zip((h,w), out, before)]
+    return np.pad(pixels[:out[0],:out[1]], (*zip(before, after),(0,0)), _numpy_pad_modes[pad_mode])
+
+def _resized(pixels, recipe):
+    "Planes that `recipe` stores of interleaved pixels, as Pillow resizes them, to a rounding"
+    full = pixels.shape[1::-1]
+    if recipe.method=='crop':
+        crop = _crop(*_as_arrays(full), recipe.size)
+        xs,ys = (_grid_spans(n, int(cp), px) for n,cp,px in zip(full, crop, recipe.size))
+        return np.block([[_resize_part(pixels, x, y) for x in xs] for y in ys])
+    if recipe.method=='pad': pixels = _pad_pixels(pixels, recipe.size, recipe.pad_mode)
+    sizes = zip(pixels.shape[1::-1], map(int, recipe.stored_size(full)))
+    return _resize_part(pixels, *[_Span(0, n, px, n/px) for n,px in sizes])
+
 # %% ../nbs/01_recipe.ipynb #e8b18c6e
 draft_ratio = 3 # decoded pixels per stored one, at least, where a JPEG is decoded at a fraction
 
 class Pixels(NamedTuple):
     "An image as it is stored"
-    im:Image.Image # At its stored size
+    im:Image.Image # At its stored size; a `PlainJpeg` if Pillow has not made it
     full:tuple # (width, height) in its file
-    planes:np.ndarray=None # (bands, height, width), a view of what the cache keeps of it
+    planes:np.ndarray # (bands, height, width), as the cache keeps them; `None` if its mode is not cached
 
-def _open_scaled(file, recipe):
-    "(image, full size, fraction it was decoded at): a JPEG no larger than what `recipe` stores needs"
-    with Image.open(file) as im:
-        full,frac = tuple(im.size),1.
-        wanted = [draft_ratio*int(o) for o in recipe.stored_size(full)]
-        drafted = im.draft(None, wanted) if im.format=='JPEG' else None
-        if drafted is not None: frac = drafted[1][2]/full[0]
-        mode = open_mode(recipe.cls)
-        im.load()
-        return im.convert(mode) if mode not in (None,im.mode) else im, full, frac  # not a copy: it is resized next
+class PlainJpeg(Image.Image):
+    "A plain JPEG that Pillow has not opened: its mode and size, and what else the file says once somebody asks"
+    def __init__(self, data, mode, size):
+        self._mode,self._size,self.palette,self._exif = mode,size,None,None
+        self.fp = io.BytesIO(data)
+    @functools.cached_property
+    def info(self): return Image.open(self.fp).info
 
-def _resize(im, recipe, full, frac):
+def _least(recipe):
+    "(width, height) from which on a JPEG may be decoded at a fraction of its size"
+    if recipe.method in (None,'pad') or recipe.resample==NEAREST: return np.inf,np.inf
+    return tuple(2*draft_ratio*o for o in recipe.size)
+
+def _draft(im, recipe):
+    "Have a JPEG decoded no larger than what `recipe` stores needs; the fraction of its size"
+    if im.format!='JPEG': return 1.
+    width,wanted = im.size[0],[draft_ratio*int(o) for o in recipe.stored_size(im.size)]
+    drafted = im.draft(None, wanted)
+    return 1. if drafted is None else drafted[1][2]/width
+
+def _resize(im, recipe, full, frac=1.):
     "`im`, decoded at `frac` of its `full` size, at the size that `recipe` stores"
-    if recipe.method=='pad': return _pad_centre(im, recipe, full, frac)
+    if recipe.method is None: return im
+    if recipe.method=='pad': return _pad_centre(im, recipe)
     if recipe.method=='crop' and recipe.resample==NEAREST: return _resize_nearest(im, recipe, full)
     stored = tuple(map(int, recipe.stored_size(full)))
     box = aligned_grid(full, recipe.size)[1] if recipe.method=='crop' else (0,0,*full)
@@ -238,7 +359,7 @@ def _resize(im, recipe, full, frac):
     return im.resize(stored, recipe.resample, box=box)
 
 # %% ../nbs/01_recipe.ipynb #df3a9ded
-def _pad_centre(im, recipe, full, frac):
+def _pad_centre(im, recipe):
     W,H = recipe.size
     resize = Resize((H,W), method='pad', pad_mode=recipe.pad_mode, resamples=(recipe.resample, recipe.resample))
     return resize(recipe.cls(im), split_idx=1)
@@ -249,23 +370,49 @@ def _resize_nearest(im, recipe, full):
     x,y = [nearest_index(n, int(cp), px) for n,cp,px in zip(full, crop, recipe.size)]
     return Image.fromarray(np.asarray(im)[y[:,None],x])
 
+def _laid_out(planes, recipe):
+    "`planes` as the cache keeps them"
+    if not is_interleaved(recipe, planes.shape[:0:-1]): return np.ascontiguousarray(planes)
+    return np.ascontiguousarray(planes.transpose(1,2,0)).transpose(2,0,1)
+
+def _quick_pixels(file, recipe):
+    "`Pixels` of a plain JPEG that is resized in no other way than Pillow's default, or not at all; `None` for others"
+    is_known = recipe.method is None or (_interpolates and recipe.resample==BILINEAR)
+    found = plain_pixels(file, open_mode(recipe.cls), _least(recipe)) if is_known else None
+    if found is None: return None
+    pixels,data = found
+    planes = pixels.transpose(2,0,1) if recipe.method is None else _resized(pixels, recipe)
+    mode = 'L' if len(planes)==1 else 'RGB'
+    return Pixels(PlainJpeg(data, mode, planes.shape[:0:-1]), pixels.shape[1::-1], _laid_out(planes, recipe))
+
+def _pillow_pixels(im, recipe, full, frac=1.):
+    "`Pixels` of `im`, decoded at `frac` of its `full` size"
+    im,planes = _resize(im, recipe, full, frac),None
+    if im.mode in pixel_modes: planes = as_planes(to_stored(im, recipe), pixel_modes[im.mode][0], im.size, recipe)
+    return Pixels(im, full, planes)
+
+def _open_resized(file, recipe):
+    "`Pixels` of a file that is resized, and may be decoded at a fraction of its size; `None` for others"
+    if recipe.method in (None,'pad') or recipe.resample==NEAREST: return None
+    mode = open_mode(recipe.cls)
+    with Image.open(file) as im:
+        full,frac = tuple(im.size),_draft(im, recipe)
+        im.load()
+        im = im.convert(mode) if mode not in (None,im.mode) else im  # not a copy: it is resized next
+        return _pillow_pixels(im, recipe, full, frac)
+
 def make_pixels(
     file, # What fastai's `create` takes: a path, or anything else that is not cached
     recipe:Recipe, # How the stored pixels are made
 )->Pixels:
     "Read and decode `file`; raises what fastai raises"
-    if _may_draft(file, recipe):
-        im,full,frac = _open_scaled(file, recipe)
-    else:
-        im = recipe.cls.create(file)
-        full,frac = tuple(im.size),1.
-    if recipe.method is not None: im = _resize(im, recipe, full, frac)
-    return Pixels(im, full)
-
-def _may_draft(file, recipe):
-    "Check that a JPEG may be decoded at a fraction of its size"
-    if recipe.method in (None,'pad') or recipe.resample==NEAREST: return False
-    return is_path(file) and opens_as_stock(recipe.cls)
+    res = None
+    if is_path(file) and opens_as_stock(recipe.cls):
+        if str(file).lower().endswith(('.jpg','.jpeg')): res = _quick_pixels(file, recipe)
+        res = res or _open_resized(file, recipe)
+    if res is not None: return res
+    im = recipe.cls.create(file)
+    return _pillow_pixels(im, recipe, tuple(im.size))
 
 # %% ../nbs/01_recipe.ipynb #a496d559
 _pillow_internals = {'im','_im','_mode','_size','palette','info','_exif','readonly','_readonly','pyaccess',
@@ -371,7 +518,8 @@ def from_planes(
     else:
         pixels = np.ascontiguousarray(planes.transpose(1,2,0))
         raw_mode = {'1':'1;8'}.get(mode, mode)
-        im = Image.frombytes(mode, planes.shape[:0:-1], pixels, 'raw', raw_mode)
+        im = Image.new(mode, planes.shape[:0:-1], None)  # not filled first, as `Image.frombytes` does
+        im.frombytes(pixels, 'raw', raw_mode)
     return with_extras(cls(im), extras)
 
 # %% ../nbs/01_recipe.ipynb #f693d464

@@ -64,6 +64,12 @@ def test_container_sees_its_group_as_the_mounted_root(tmp_path):
                     'proc/self/mountinfo': '30 1 0:1 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n'})
     assert sorted(memory_limits(tmp_path).values())[:2]==[550,600]
 
+def test_a_process_that_is_moved_to_another_group(tmp_path):
+    tree(tmp_path, {'proc/self/cgroup': '0::/a\n', **group_v2(f'{v2}/a', 1000, 900), **group_v2(f'{v2}/b', 1000, 700)})
+    assert available_memory(tmp_path)==100
+    tree(tmp_path, {'proc/self/cgroup': '0::/b\n'})
+    assert available_memory(tmp_path)==300
+
 def test_group_outside_the_mount(tmp_path):
     tree(tmp_path, {'proc/self/cgroup': '0::/../../other\n', **group_v2(v2, 700, 100),
                     'proc/self/mountinfo': '30 1 0:1 /docker/abc /sys/fs/cgroup ro - cgroup2 cgroup rw\n'})

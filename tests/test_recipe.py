@@ -219,3 +219,72 @@ def test_what_can_not_be_copied_is_named(value):
 def test_modes_that_are_not_kept():
     assert not keeps_mode(Recipe(), 'I;16B') and not any(keeps_mode(Recipe(method='squish', size=(8,8)), o) for o in ('P','PA','1'))
     assert keeps_mode(Recipe(method='squish', size=(8,8)), 'RGB')
+
+# Plain JPEGs are decoded and resized without Pillow, to the same pixels; everything else goes by Pillow
+
+def saved(path, size=(75,53), mode='RGB', **kwargs):
+    photo(size=size).convert(mode).save(path, **kwargs)
+    return path
+
+def exif():
+    res = Image.Exif()
+    res[0x0112] = 6
+    return res
+
+plain_saves = [dict(quality=q, subsampling=s, progressive=p) for q in (5,75,100) for s in range(3) for p in (False,True)]
+plain_saves += [dict(mode='L'), dict(restart_marker_blocks=2), dict(size=(1,1)), dict(size=(17,400)), dict(keep_rgb=True, subsampling=0), dict(icc_profile=b'x'*70_000),
+                dict(exif=exif(), dpi=(72,72), comment=b'text', icc_profile=b'profile', xmp=b'<x/>')]
+
+@pytest.mark.parametrize('kwargs', plain_saves, ids=lambda o: ','.join(f'{k}={v}' for k,v in o.items())[:40])
+def test_plain_jpegs_have_stocks_pixels(kwargs, tmp_path):
+    file = saved(tmp_path/'a.jpg', **kwargs)
+    cls = PILImageBW if kwargs.get('mode')=='L' else PILImage
+    stock,made = cls.create(file),make_pixels(file, Recipe(cls))
+    assert (type(made.im) is PlainJpeg)==(len(kwargs.get('icc_profile', ''))<1<<16)  # a longer header is left to Pillow
+    assert (made.planes==to_planes(stock)).all() and (made.im.mode,made.im.size,made.full)==(stock.mode,stock.size,stock.size)
+    assert made.im.info==stock.info and image_extras(made.im)==image_extras(stock)
+
+@pytest.mark.parametrize('name,kwargs', [('cmyk',dict(mode='CMYK')), ('grey opened as RGB',dict(mode='L')), ('png',dict(format='PNG')), ('mpo',dict(format='MPO', save_all=True, append_images=[photo(1)]))])
+def test_other_files_are_left_to_pillow(name, kwargs, tmp_path):
+    file = saved(tmp_path/'a.jpg', **kwargs)
+    made = make_pixels(file, Recipe())
+    assert type(made.im) is PILImage and (made.planes==to_planes(PILImage.create(file))).all()
+
+def test_decoders_that_differ_are_noticed(tmp_path, monkeypatch):
+    import fastmem.recipe as module
+    file,decoded = saved(tmp_path/'a.jpg'),module._decoded
+    assert decodes_alike()
+    monkeypatch.setattr(module, '_decoded', lambda data: decoded(data)^1)
+    decodes_alike.cache_clear()
+    try: assert not decodes_alike() and type(make_pixels(file, Recipe()).im) is PILImage
+    finally: decodes_alike.cache_clear()
+
+def outcome(f):
+    try: return f().tobytes()
+    except Exception as e: return type(e),str(e)
+
+def test_damaged_jpegs_are_what_they_are_in_stock(tmp_path):
+    "Cut short, with bytes changed, and with more behind the end: the same pixels, or the same error"
+    rng,file = np.random.default_rng(0),tmp_path/'a.jpg'
+    whole = [saved(tmp_path/'a.jpg', (40,24), subsampling=i%3, progressive=i>2, exif=exif()).read_bytes() for i in range(6)]
+    for i in range(300):
+        data = bytearray(whole[i%6])
+        if i%4==0: del data[rng.integers(2, len(data)):]
+        elif i%4==1: data += rng.bytes(9)
+        else:
+            for at in rng.integers(0, len(data) if i%4==2 else 400, 3): data[at] = rng.integers(256)
+        file.write_bytes(data)
+        assert outcome(lambda: make_pixels(file, Recipe()).planes)==outcome(lambda: to_planes(PILImage.create(file))), i
+
+@pytest.mark.parametrize('method', ['crop','squish','pad'])
+def test_resized_jpegs_are_stocks_to_a_rounding(method, tmp_path):
+    resize = Resize((96,128), method=method)
+    decibels = []
+    for i,size in enumerate([(300,225), (225,300), (129,98), (90,61), (400,120)]):
+        file = saved(tmp_path/f'{i}.jpg', size, quality=90)
+        recipe = resize_recipe(PILImage, resize)
+        made = make_pixels(file, recipe)
+        assert type(made.im) is PlainJpeg
+        stock = to_planes(resize(PILImage.create(file), split_idx=1))
+        decibels.append(psnr(cut(made.planes, made.full, recipe, (.5,.5)), stock))
+    assert np.mean(decibels)>=60 and min(decibels)>=50
