@@ -388,11 +388,11 @@ def _drawn(self:MemDL, chunks, worker_random):
     "(items, `DrawnBatch`) of each of `chunks`; `None` for the first one of which an item is skipped, and no more"
     for i,idxs in enumerate(chunks):
         is_asked = any(o.rows is None for o in self._target_columns().values())
-        state = random_state(3 if is_asked else 1)  # crops need Python's alone
+        state = random_state() if is_asked else []  # what is remembered skips no item
         draw = partial(self.draw_batch, idxs)
         try:
             if not self._holds(idxs): self.follow()
-            drawn = draw() if worker_random is None else worker_random.run(i, draw, len(state))
+            drawn = draw() if worker_random is None else worker_random.run(i, draw, len(state) or 1)
         except SkipItemException:
             set_random_state(state)
             yield idxs,None
