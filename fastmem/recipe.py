@@ -574,9 +574,10 @@ def _interpolated(planes, size):
     _,y,x = planes.strides
     if abs(y)<abs(x): return _interpolated(planes.swapaxes(1,2), size[::-1]).swapaxes(1,2)
     if x<0: return _interpolated(planes[:,:,::-1], size)[:,:,::-1]
-    pixels = np.array(planes, order='K').transpose(1,2,0)
-    bands_first = torch.from_numpy(pixels)[None].permute(0,3,1,2)  # strides of one image from which PyTorch knows the layout
-    return interpolate(bands_first, size[::-1], mode='bilinear', antialias=True)[0].numpy()
+    pixels = np.array(planes, order='K')
+    strides = pixels.size,*pixels.strides  # of one image, from which PyTorch knows the layout
+    batch = np.ndarray((1,*pixels.shape), np.uint8, pixels.ravel('K'), 0, strides)  # not by PyTorch, whose views let go of the GIL
+    return interpolate(torch.from_numpy(batch), size[::-1], mode='bilinear', antialias=True).numpy()[0]
 
 def _as_image(planes): return from_planes(planes, 'L' if len(planes)==1 else 'RGB', noop)
 
