@@ -101,16 +101,11 @@ def draw_crop(
     return (.5,.5) if resize.method==ResizeMethod.Squish else resize.pcts
 
 # %% ../nbs/07_batch.ipynb #8c1d0c21
-def _is_fastais(o, cls):
-    "Whether `o` is a `cls` that does what fastai has it do, and no more: `@cls` adds types"
-    if type(o) is not cls or o.split_idx is not None: return False
-    return all(m.implementation.__module__.startswith('fastai.') for m in cls.encodes.methods)
-
 def known_end(
     fs:list, # Item transforms, in the order in which they run
 )->list: # Empty if fastai's own `ToTensor` does not follow, or there is anything to them that is not known
     "List the transforms before `ToTensor` that can be done to pixels, back to the last one that can not"
-    tensors = first(i for i,o in enumerate(fs) if _is_fastais(o, ToTensor))
+    tensors = first(i for i,o in enumerate(fs) if _is_fastais(o, ToTensor) and o.split_idx is None)
     known = []
     for o in reversed(fs[:tensors] if tensors else []):
         if not (type(o) is AddMaskCodes or traceable([o])): break

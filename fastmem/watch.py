@@ -52,7 +52,11 @@ def _of_method(o):
 def _of_object(o):
     "Attributes of an object, and of its classes"
     classes = [c for c in type(o).__mro__ if is_users(c)] if isinstance(o, Dataset) else []
-    return [vars(o).values(), *[vars(c).values() for c in classes]]
+    return [vars(o).values(), *[_Live(partial(_of_class, c)) for c in classes]]
+
+def _of_class(c):
+    "Attributes and functions of a class, but for what Python notes there itself"
+    return [v for k,v in vars(c).items() if callable(v) or not k.startswith('__')]
 
 def _views(o):
     "Live views of what `o` holds; what is an attribute's name does not matter"

@@ -1,9 +1,11 @@
 "Samples come back as they were, datasets as PyTorch's loaders see them, and what a cache must refuse"
-import copy, enum, gc, io, math, os, pickle, random, shutil, signal
+import array, copy, enum, gc, io, math, operator, os, pickle, random, shutil, signal
+from types import SimpleNamespace
 from collections import OrderedDict, namedtuple
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fastai.vision.all import ArrayImage, ArrayMask, PILImage, PILMask, TensorCategory, TensorImage, TensorMask
@@ -172,17 +174,14 @@ def test_what_is_refused_is_named_with_the_way_out(what):
 
 # --- datasets ---
 
-class Count:
-    n = 0
-
 class Files(Dataset):
     "One tensor a file; `n_read` counts what this process has read, by itself: it is no part of what decides its samples"
     classes = ['even','odd']
-    def __init__(self, folder): self.files,self._count = sorted(Path(folder).glob('*.pt')),Count()
+    def __init__(self, folder): self.files,self._count = sorted(Path(folder).glob('*.pt')),array.array('l', [0])
     @property
-    def n_read(self): return self._count.n
+    def n_read(self): return self._count[0]
     @n_read.setter
-    def n_read(self, n): self._count.n = n
+    def n_read(self, n): self._count[0] = n
     def __len__(self): return len(self.files)
     def __getitem__(self, i):
         x = torch.load(self.files[i])
@@ -739,18 +738,90 @@ def test_transform_is_set_where_one_is():
     assert ours[3][0]==4 and ours[3][0]==4
     with pytest.raises(AttributeError, match=r'wrap the other dataset'): ours.dataset = Rows()
 
-def test_in_place_changes_that_nobody_sees_have_two_ways_out():
-    inner = Rows(200); data = inner.targets
+class Labelled(Dataset):
+    "What decides a sample, in each way in which datasets have it"
+    def __init__(self, n=3000):
+        self.targets,self.order,self.pairs = list(range(n)),np.arange(n),[(i,i+1) for i in range(n)]
+        self.data,self.table = np.ones((n,100)),pd.DataFrame(dict(y=range(n)))
+        self.config,self.nested = SimpleNamespace(gain=1),{'aug': {'gain': 1}}
+    def __len__(self): return len(self.targets)
+    def __getitem__(self, i):
+        gain = self.config.gain*self.nested['aug']['gain']
+        return self.targets[i], int(self.order[i]), self.pairs[i][1], float(self.data[i].sum()), int(self.table['y'].iloc[i]), gain*helper(i)
+    def resample(self): np.random.RandomState(0).shuffle(self.order)
+    def brighten(self): self.data *= 1.5
+    def relabel(self): self.table.loc[3,'y'] = -1
+
+def helper(i): return i
+
+def other_helper(i): return -i
+
+def set_helper(ds): globals()['helper'] = other_helper
+def twice(ds): ds.data *= 2
+
+relabelled = dict(targets=lambda o: operator.setitem(o.targets, 3, 90), order=lambda o: operator.setitem(o.order, 3, 90), mask=lambda o: operator.setitem(o.order, o.order==3, 90),
+                  pairs=lambda o: operator.setitem(o.pairs, 3, (3,90)), gain=lambda o: setattr(o.config, 'gain', 3), nested=lambda o: operator.setitem(o.nested['aug'], 'gain', 3),
+                  resample=lambda o: o.resample(), shuffled=lambda o: random.Random(0).shuffle(o.targets), helper=set_helper)
+of_the_whole = dict(brighten=lambda o: o.brighten(), relabel=lambda o: o.relabel(), cells=lambda o: operator.setitem(o.table, 'y', 9), data=twice)
+
+@pytest.mark.parametrize('where', ['the dataset','the wrapper'])
+@pytest.mark.parametrize('name', [*relabelled,*of_the_whole])
+def test_what_is_changed_in_place_comes(name, where, monkeypatch):
+    "What has an element a sample is seen at once; a long array or a table at once through the wrapper, else when an epoch begins"
+    monkeypatch.setitem(globals(), 'helper', helper)
+    stock,inner = Labelled(),Labelled()
     ours = CachedDataset(inner)
-    assert [ours[i][1] for i in (3,4)]==[3,4]
-    data[3],data[4] = 70,80
-    assert [ours[i][1] for i in (3,4)]==[3,4], 'of long lists only the length is compared'
-    ours.forget(3); assert [ours[i][1] for i in (3,4)]==[70,4]
-    ours.forget(); assert [ours[i][1] for i in (3,4)]==[70,80]
-    ours.version = 'b'; data[3] = 90; assert ours[3][1]==90
-    data[3] = 91; ours.version = lambda: data[3]; assert ours[3][1]==91
-    data[3] = 92; assert ours[3][1]==92==ours[3][1]
+    for i in (3,4): ours[i]
+    change = {**relabelled, **of_the_whole}[name]
+    change(stock)
+    if name!='helper': change(ours if where=='the wrapper' else inner)
+    if name in of_the_whole and where=='the dataset': len(ours)
+    assert [ours[i] for i in (3,4)]==[stock[i] for i in (3,4)]
     ours.cache.check()
+
+@pytest.mark.parametrize('idxs', [3, np.array([3]), torch.tensor([3]), np.arange(200)==3, -197, [3]], ids=str)
+def test_samples_are_forgotten_by_number_or_mask(idxs):
+    ours = CachedDataset(Rows(200)); ours[3],ours[4]
+    ours.forget(idxs)
+    assert ours.memory.n_cached==1
+    with pytest.raises(IndexError, match='200 samples'): ours.forget(200)
+
+def test_a_version_reads_samples_again():
+    "A value, or a function that is asked with each batch"
+    revision,ours = 1,CachedDataset(Rows(200))
+    ours[3]
+    ours.version = 'b'; ours[3]; assert ours.memory.misses==2
+    ours.version = lambda: revision; ours[3]; ours[3]; assert ours.memory.misses==3
+    revision = 2; ours[3]; assert ours.memory.misses==4
+    ours.cache.check()
+
+scale,settings_of = 1,dict(gain=1)
+def load_scaled(file): return scale*settings_of['gain']*helper(int(torch.load(file)[0,0]))
+
+class Opens:
+    def __init__(self): self.gain = 1
+    def load(self, file): return self.gain*int(torch.load(file)[0,0])
+
+def test_a_cached_function_that_changes_loads_again(folder, monkeypatch):
+    "A global that it names, a dict, a helper, the object that it is a method of"
+    file,load,o = sorted(Path(folder).iterdir())[3],cached(load_scaled),Opens()
+    assert load(file)==3==load(file) and load.memory.hits==1
+    monkeypatch.setitem(globals(), 'scale', 2); assert load(file)==6
+    monkeypatch.setitem(settings_of, 'gain', 5); assert load(file)==30==load(file)
+    monkeypatch.setitem(globals(), 'helper', other_helper); assert load(file)==-30
+    bound = cached(o.load); assert bound(file)==3
+    o.gain = 2; assert bound(file)==6
+
+def test_a_cached_function_is_called_as_it_is_called_without(folder, capsys):
+    class Loads:
+        @cached
+        def load(self, file): return torch.load(file)
+    file = sorted(Path(folder).iterdir())[3]
+    assert cached(lambda path: torch.load(path))(path=file)[0,0]==3==Loads().load(file)[0,0]
+    assert capsys.readouterr().out.count('not kept')==2
+    with pytest.raises(TypeError, match='sample: a .* can.t be cached.*Return what `pickle` takes'): cached(open)(file)
+    for f in (lambda: CachedDataset([1], guard=2e9), lambda: cached(len, guard=2e9), lambda: ImageCache(2e9)):
+        with pytest.raises(TypeError, match='MemoryGuard'): f()
 
 def test_wrappers_of_one_dataset_see_the_same_changes():
     ours = CachedDataset(Rows()); other = CachedDataset(ours.dataset, transform=plus, cache=ours.cache)
