@@ -177,7 +177,7 @@ def test_what_is_refused_is_named_with_the_way_out(what):
 class Files(Dataset):
     "One tensor a file; `n_read` counts what this process has read, by itself: it is no part of what decides its samples"
     classes = ['even','odd']
-    def __init__(self, folder): self.files,self._count = sorted(Path(folder).glob('*.pt')),array.array('l', [0])
+    def __init__(self, folder): self.files,self._count = sorted(Path(folder).glob('*.pt')),array.array('l', [0,0])
     @property
     def n_read(self): return self._count[0]
     @n_read.setter
@@ -511,9 +511,9 @@ def test_purging_while_workers_read_gives_no_wrong_sample(folder):
 class Stopped(Files):
     "Reading sample 20 sends a `signal` to the process that reads it, while there is one"
     @property
-    def signal(self): return getattr(self._count, 'signal', None)
+    def signal(self): return self._count[1] or None
     @signal.setter
-    def signal(self, o): self._count.signal = o
+    def signal(self, o): self._count[1] = o or 0
     def __getitem__(self, i):
         if i==20 and self.signal is not None: os.kill(os.getpid(), self.signal)
         return super().__getitem__(i)
