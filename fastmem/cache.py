@@ -22,6 +22,7 @@ from .guard import *
 from .recipe import *
 from .plan import *
 from .arena import *
+from .ranks import *
 from .pixel_file import *
 from .batch_memory import *
 from .threads import *
@@ -76,7 +77,10 @@ class ImageCache:
     ):
         self.memory_guard,self.path = ifnone(guard, shared_guard()),cache_folder(path)
         self.guard = self.memory_guard if path is None else DiskGuard(self.path, self.memory_guard)
-        self.arena,self.batches = Arena(self.memory_guard),BatchMemory()
+        shared = rank_arena(self.memory_guard) if self.path is None else None
+        self.arena,self.batches = shared or Arena(self.memory_guard),BatchMemory()
+        self.own_keys = int.from_bytes(os.urandom(7), 'little') if shared else 0 # other ranks may mean others by the same key
+        self.is_planned = np.zeros(0, bool) # by slot
         self.files,self.without_file = {},set() # pixel files by recipe; recipes whose file the disk has no room for
         self.planned,self.encoded_bytes,self.reserved = {},{},{}
         self.verdict,self.given_bytes,self.why_unkept = None,self.memory_guard.given_bytes,''
@@ -88,12 +92,14 @@ class ImageCache:
         return f'ImageCache: {n:,} images, {human_bytes(n_bytes)}' + (f' in {self.path}' if self.path else '')
 
 # %% ../nbs/05_cache.ipynb #10b33c84
-def _digests(keys, recipe):
+@patch
+def _digests(self:ImageCache, keys, recipe):
     "(mask of `keys` that name an image, their digests)"
     are_keys = len(keys)>0 and type(keys[0]) is tuple
     is_key = np.array([are_keys or isinstance(o, bytes) or is_path(o) for o in keys], bool)
     named = keys if is_key.all() else [o for o,b in zip(keys,is_key) if b]
-    return is_key,key_digests(named, recipe, are_keys)
+    digests = key_digests(named, recipe, are_keys)
+    return is_key,digests^np.uint64(self.own_keys) if are_keys else digests
 
 @patch
 def _find(self:ImageCache, is_key, digests):
@@ -109,7 +115,7 @@ def find(self:ImageCache,
     recipe:Recipe, # How their pixels are made
 )->np.ndarray: # Slot of each, -1 for what has none
     "Find the slots of images, without giving any a new one"
-    return self._find(*_digests(keys, recipe))
+    return self._find(*self._digests(keys, recipe))
 
 # %% ../nbs/05_cache.ipynb #d18353f0
 @patch
@@ -118,20 +124,28 @@ def add(self:ImageCache,
     recipe:Recipe, # How their pixels are made
 )->np.ndarray: # Slot of each, -1 for what has none
     "Give each new image a slot; those that are there keep theirs"
-    is_key,digests = _digests(keys, recipe)
-    new = np.flatnonzero(self.arena.find(digests)<0)
-    if new.size:
-        new = new[np.unique(digests[new,0], return_index=True)[1]]
-        slots = self.arena.add(digests[new])
+    is_key,digests = self._digests(keys, recipe)
+    slots = self.arena.add(digests)
+    new = self._unplanned(slots)
+    if len(new):
         added = [keys[i] for i in np.flatnonzero(is_key)[new].tolist()]
-        if self.path is not None: self._load(recipe, slots, added)
-        self._note_planned(added, recipe, self.arena.image_bytes(slots))
+        if self.path is not None: self._load(recipe, slots[new], added)
+        self._note_planned(added, recipe, self.arena.image_bytes(slots[new]))
     return self._find(is_key, digests)
+
+@patch
+def _unplanned(self:ImageCache, slots):
+    "Where the first of each of `slots` is that this process has not planned for; another rank may have given it out"
+    n_more = self.arena.n_slots-len(self.is_planned)
+    self.is_planned = np.append(self.is_planned, np.zeros(n_more, bool))
+    new = np.flatnonzero(~self.is_planned[slots])
+    self.is_planned[slots] = True
+    return new[np.unique(slots[new], return_index=True)[1]]
 
 # %% ../nbs/05_cache.ipynb #936a7f7b
 @patch
 def _note_planned(self:ImageCache, keys, recipe, held_bytes):
-    "Remember what new images will take, of which each has so many bytes in a file already"
+    "Remember what new images will take, of which each has so many bytes already"
     new = [keys[i] for i in np.flatnonzero(held_bytes==0) if is_path(keys[i])]
     sizes = store_bytes(new, [recipe])
     total_bytes,error_frac = sizes[recipe.store]
@@ -222,6 +236,11 @@ def n_bytes(self:ImageCache)->tuple:
     "Return (images in memory, bytes of their pixels)"
     n_bytes = self.arena.image_bytes(np.arange(self.arena.n_slots))
     return int((n_bytes>0).sum()),int(n_bytes.sum())
+
+@patch(as_prop=True)
+def n_ranks(self:ImageCache)->int:
+    "Ranks of this machine that share the cache"
+    return self.arena.n_ranks
 
 @patch(as_prop=True)
 def held_bytes(self:ImageCache)->int:
@@ -624,11 +643,17 @@ def _fill_one(self:ImageCache, slot, source, make):
     except Exception as e: return e  # reported by the caller, and raised by the batch that reaches the file
     return None
 
+def _by_rank(positions):
+    "`positions`, this rank's part first; those of others from their ends, to meet them once"
+    parts,i = np.array_split(positions, n_local_ranks()),local_rank()
+    others = [o[::-1] for o in (*parts[i+1:], *parts[:i])]
+    return np.concatenate([parts[i], *others])
+
 @patch
 def _to_fill(self:ImageCache, slots):
-    "Positions of what is missing; another process that fills the same file begins elsewhere"
+    "Positions of what is missing; another process that fills the same file or arena begins elsewhere"
     res = np.flatnonzero((slots>=0) & ~self.arena.ready(slots))
-    if self.path is None or not len(res): return res
+    if self.path is None or not len(res): return _by_rank(res)
     return np.roll(res, -(os.getpid()*7919%len(res)))
 
 @patch

@@ -6,10 +6,10 @@ Docs: https://fastmem.github.io/fastmem/guard.html.md"""
 
 # %% auto #0
 __all__ = ['human_bytes', 'memory_limits', 'available_memory', 'total_memory', 'address_space_bytes', 'memory_pressure_frac',
-           'default_reserve_bytes', 'MemoryGuard', 'trim_heap', 'shared_guard']
+           'default_reserve_bytes', 'MemoryGuard', 'local_rank', 'n_local_ranks', 'trim_heap', 'shared_guard']
 
 # %% ../nbs/00_guard.ipynb #738a32fc
-import ctypes, re, threading, time
+import ctypes, os, re, threading, time
 from pathlib import Path
 from weakref import WeakKeyDictionary, WeakSet, ref
 
@@ -199,15 +199,25 @@ class MemoryGuard:
         return (f'MemoryGuard: {human_bytes(self.budget())} may be taken (bound by {self.binding()}), '
                 f'{human_bytes(self.used_bytes)} held, {human_bytes(self.wanted_bytes)} left free')
 
+# %% ../nbs/00_guard.ipynb #5a7c01d5
+def local_rank()->int:
+    "Number of this process among those that its launcher started on this machine; 0 without one"
+    return int(os.environ.get('LOCAL_RANK') or 0)
+
+def n_local_ranks()->int:
+    "Processes that this one's launcher started on this machine; 1 without one"
+    if 'LOCAL_RANK' not in os.environ: return 1
+    return int(os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('WORLD_SIZE') or 1)
+
 # %% ../nbs/00_guard.ipynb #68731d46
 @patch
 def expect(self:MemoryGuard,
     who, # A loader
-    n_bytes:int, # What its batches take while it runs
+    n_bytes:int, # What its batches take while it runs, and as much in each other rank of this machine
     state:str='idle', # 'begun' once it runs, 'taken' once these bytes are not available any more
 ):
     "Keep `n_bytes` free for the batches of `who`; loaders that do not run yet are taken to run in turns"
-    self.takers[who] = n_bytes,state
+    self.takers[who] = n_bytes*n_local_ranks(),state
     begun,taken = (sum(n for n,o in self.takers.values() if o==state) for state in ('begun','taken'))
     n_bytes = max(begun, max(n for n,_ in self.takers.values())-taken)
     for a in self.arenas: a.coming_bytes = n_bytes
@@ -237,10 +247,11 @@ def is_roomy(self:MemoryGuard)->bool:
 @patch
 def give_back(self:MemoryGuard,
     n_bytes:int, # What is missing
+    arenas:list=None, # Where to take it; all arenas if `None`
 )->int: # Bytes given back
     "Shrink the caches of this guard, the largest first"
     given_bytes = 0
-    for a in sorted(self.arenas, key=lambda o: -o.used_bytes):
+    for a in sorted(ifnone(arenas, self.arenas), key=lambda o: -o.used_bytes):
         if given_bytes<n_bytes: given_bytes += a.shrink(n_bytes-given_bytes)
     self.given_bytes += given_bytes
     return given_bytes
@@ -256,7 +267,8 @@ def look(self:MemoryGuard,
     "Have caches give back what is missing, once the heap has, or let them grow again"
     was_short,short_bytes = self.short,self.shortfall(need_bytes)
     if short_bytes and not was_short: trim_heap(); short_bytes = self.shortfall(need_bytes)
-    if short_bytes: self.give_back(short_bytes)
+    watched = None if need_bytes else [a for a in self.arenas if a.keeps_watch()]  # one rank gives back what all miss
+    if short_bytes: self.give_back(short_bytes, watched)
     elif any(a.is_full for a in self.arenas) and self.is_roomy():
         for a in self.arenas: a.is_full = False
     return available_memory()<self.reserve_bytes

@@ -632,6 +632,9 @@ def shrink(self:PixelFile,
     self.arena.is_full = True
     return self.purge()
 
+@patch
+def keeps_watch(self:PixelFile)->bool: return True  # as a guard asks an arena
+
 # %% ../nbs/04_pixel_file.ipynb #8632f07c
 class FileInfo(NamedTuple):
     "What is in one pixel file"
