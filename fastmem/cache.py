@@ -637,23 +637,17 @@ def gather(self:ImageCache,
 # %% ../nbs/05_cache.ipynb #50e2484e
 @patch
 def _fill_one(self:ImageCache, slot, source, make):
-    "The error if `source` could not be read, `None` if it was or needs not be"
-    if self.is_full or self.arena.slot(slot) is not None: return None
+    "The error if `source` could not be read, `None` if it was, or another rank does, or it needs not be"
+    if self.is_full or self.arena.slot(slot) is not None or not self.arena.claim(slot): return None
     try: make(slot, *source)
     except Exception as e: return e  # reported by the caller, and raised by the batch that reaches the file
     return None
 
-def _by_rank(positions):
-    "`positions`, this rank's part first; those of others from their ends, to meet them once"
-    parts,i = np.array_split(positions, n_local_ranks()),local_rank()
-    others = [o[::-1] for o in (*parts[i+1:], *parts[:i])]
-    return np.concatenate([parts[i], *others])
-
 @patch
 def _to_fill(self:ImageCache, slots):
-    "Positions of what is missing; another process that fills the same file or arena begins elsewhere"
+    "Positions of what is missing; another process that fills the same file begins elsewhere"
     res = np.flatnonzero((slots>=0) & ~self.arena.ready(slots))
-    if self.path is None or not len(res): return _by_rank(res)
+    if self.path is None or not len(res): return res
     return np.roll(res, -(os.getpid()*7919%len(res)))
 
 @patch
@@ -673,7 +667,7 @@ def fill(self:ImageCache,
     looks:bool=False, # Whether somebody will look at more of the images than their pixels
 )->dict: # {source: error} of those that can't be read
     "Read what is missing of `slots`, until the guard has no more room"
-    todo = self._to_fill(slots)
+    todo,show = self._to_fill(slots),show and local_rank()==0
     if not len(todo): return {}
     make = ifnone(make, partial(self._make, keep=True, looks=looks))
     bar = progress_bar(todo) if show else todo
