@@ -19,6 +19,7 @@ from fastprogress.fastprogress import progress_bar
 from PIL import Image
 
 from .guard import *
+from .opener import *
 from .recipe import *
 from .plan import *
 from .arena import *
@@ -497,9 +498,17 @@ def reserve(self:ImageCache,
 
 # %% ../nbs/05_cache.ipynb #b93c5bfa
 @patch
+def number_of(self:ImageCache,
+    fn, # Function that makes something of a file
+)->int: # For `slot_of`
+    "Return a number that no other function has: other functions make other things of the same file"
+    if not self.own_keys: return self.reserve(fn, 1).first
+    return int(code_digest(fn)[:8], 16)|1<<31  # the same in all ranks, and that of no slot
+
+@patch
 def slot_of(self:ImageCache,
     file, # Path
-    number:int, # Of the one who asks; others have other slots for the same file
+    number:int, # From `number_of`; other functions have other slots for the same file
 )->int:
     "Return the slot of `file`, the same in all processes; a new one if it has none"
     digest = key_digests([file], Recipe()).copy()

@@ -625,7 +625,7 @@ class CachedLoader:
             if self._kept.options[k] in known: continue
             raise ValueError(f"{k}={self._kept.options[k]!r} needs to know all files beforehand: wrap the dataset in `CachedDataset`")
         self.cache = self._kept.cache
-        self._number = self.cache.reserve(fn, 1).first  # its own: other functions make other things of the same file
+        self._number = self.cache.number_of(fn)
 
     def __call__(self, file, *args, **kwargs):
         is_plain = type(file) in (str, type(Path())) and not (args or kwargs)
