@@ -157,11 +157,12 @@ def memory(self:DataLoaders)->CacheStats:
 def preload(self:DataLoaders,
     n_workers:int=None, # Threads; one a core if `None`
 )->CacheStats:
-    "Fill the cache now, in parallel; raises `ValueError` for `mode='stream'`"
+    "Fill the cache now, in parallel; raises `ValueError` for `mode='stream'`, and with `shard`"
     dls = _memory_dls(self)
     cache,options = dls[0].cache,dls[0].options
     if options.mode=='stream':
         raise ValueError("mode='stream' keeps nothing: call `dls.in_memory()` with another mode first")
+    if options.shard: raise ValueError(preloads_all)
     cache.resume()
     apply_plan(cache, options.mode, options.on_full)
     columns = {id(c): c for dl in dls for c in dl.columns.values()}

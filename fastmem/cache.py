@@ -81,6 +81,7 @@ class ImageCache:
         shared = rank_arena(self.memory_guard) if self.path is None else None
         self.arena,self.batches = shared or Arena(self.memory_guard),BatchMemory()
         self.own_keys = int.from_bytes(os.urandom(7), 'little') if shared else 0 # other ranks may mean others by the same key
+        self.n_machines = 1 # that keep the images together, each its share
         self.is_planned = np.zeros(0, bool) # by slot
         self.files,self.without_file = {},set() # pixel files by recipe; recipes whose file the disk has no room for
         self.planned,self.encoded_bytes,self.reserved = {},{},{}
@@ -158,10 +159,11 @@ def _note_planned(self:ImageCache, keys, recipe, held_bytes):
 # %% ../nbs/05_cache.ipynb #80ef694b
 @patch
 def plan(self:ImageCache)->MemoryPlan:
-    "Plan what all images that have a slot would take, beside what the guard allows this cache in all"
+    "Plan what all images that have a slot would take, this machine's share of them, beside what the guard allows this cache in all"
     counts,sizes_bytes,errors_frac = zip(*(self.planned.values() or [(0,0,0.)]))
     held_bytes = self.arena.used_bytes if self.path is None else self.n_bytes()[1]
-    def of(n_bytes, store): return make_plan(sum(counts), n_bytes, store, self.guard, max(errors_frac), held_bytes)
+    n_items = -(-sum(counts)//self.n_machines)
+    def of(n_bytes, store): return make_plan(n_items, n_bytes//self.n_machines, store, self.guard, max(errors_frac), held_bytes)
     encoded = sum(self.encoded_bytes.values())
     stores = {'encoded': of(encoded, 'encoded')} if self.path is None else {}
     store = ' and '.join(sorted({o.store for o in self.planned}))
