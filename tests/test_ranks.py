@@ -1,5 +1,5 @@
 "Ranks that a real launcher starts: one copy of the pixels for all of them, and the batches that stock has"
-import os, subprocess, sys, tempfile
+import itertools, os, socket, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -7,26 +7,42 @@ from fastai.vision.all import *
 from fastmem.all import *
 from helpers import environ, photo_folder
 
-def launch(tmp_path, code, n, *args, timeout_s=120):
-    "What `n` ranks of `torchrun` print that run `code`; all have to end well"
-    program = tmp_path.parent/f'{tmp_path.name}.py'
+def launch(tmp_path, code, n, n_agents=1, timeout_s=120):
+    "What ranks print that run `code`, `n` of each of some agents of `torchrun`; all have to end well"
+    program,port = tmp_path/'program.py',free_port()
     program.write_text(setup+code)
+    (tmp_path/'tmp').mkdir()
     env = {**environ, 'OMP_NUM_THREADS': '1', 'TMPDIR': str(tmp_path/'tmp')}
-    (tmp_path/'tmp').mkdir(exist_ok=True)
-    command = sys.executable,'-W','ignore','-m','torch.distributed.run','--standalone','--nproc_per_node',n,program,*args
-    try: res = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=timeout_s, env=env)
-    finally: program.unlink()
-    assert res.returncode==0, res.stdout+res.stderr
-    return res.stdout
+    def agent(i):
+        where = f'--nnodes {n_agents} --node_rank {i} --nproc_per_node {n} --master_addr 127.0.0.1 --master_port {port}'
+        command = sys.executable,'-W','ignore','-m','torch.distributed.run',*where.split(),program,tmp_path/'photos'
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    agents = list(map(agent, range(n_agents)))
+    try: printed = [o.communicate(timeout=timeout_s)[0] for o in agents]
+    finally:
+        for o in agents: o.kill()
+    assert not any(o.returncode for o in agents), '\n'.join(printed)
+    return ''.join(printed)
 
-setup = '''
-import os, sys, types, warnings
+def free_port():
+    with socket.socket() as o:
+        o.bind(('127.0.0.1', 0))
+        return o.getsockname()[1]
+
+stand_in = '''
+import sys, types
 try: import accelerate
 except ImportError:  # without it `fastai.distributed` can't be imported
-    stand_in = sys.modules['accelerate'] = types.ModuleType('accelerate')
+    accelerate = sys.modules['accelerate'] = types.ModuleType('accelerate')
     class Accelerator:
         def __init__(self): pass
-    stand_in.Accelerator = Accelerator
+    accelerate.Accelerator = Accelerator
+'''
+exec(stand_in)
+from fastai.distributed import DistributedDL
+
+setup = stand_in+'''
+import itertools, os, warnings
 import torch.distributed as dist
 from fastai.vision.all import *
 from fastai.distributed import DistributedDL
@@ -88,6 +104,84 @@ print('rank', rank, 'is done')
 @pytest.mark.parametrize('n', [2,4])
 def test_ranks_share_one_copy_and_have_the_batches_of_stock(tmp_path, n):
     photo_folder(tmp_path/'photos', 48, size=(60,45))
-    out = launch(tmp_path, shared, n, tmp_path/'photos')
+    out = launch(tmp_path, shared, n)
     assert out.count('is done')==n and 'of its own' not in out
     assert len(list((tmp_path/'tmp').glob('fastmem-*')))<=1
+
+# --- a share for each machine ---
+
+class _Stock(DistributedDL):
+    "fastai's, for a rank that is not there"
+    def _broadcast(self, t, rank): return t
+
+def pieces(dl, n_ranks):
+    "What each rank is handed of an epoch: all have the order of rank 0"
+    state = dl.rng.getstate()
+    def piece(i):
+        dl.rng.setstate(state)
+        return _Stock(dl, i, n_ranks, device='cpu').get_idxs()
+    return list(map(piece, range(n_ranks)))
+
+def check_shares(dl, machines, n_local):
+    "Every item once an epoch, on one machine in all epochs but for fastai's padding, and in another order each time"
+    first,second = (pieces(dl, machines*n_local) for _ in range(2))
+    assert len(set(map(len, first)))==1
+    orders = [list(itertools.chain(*o)) for o in (first,second)]
+    assert all(sorted(o[:dl.n])==list(range(dl.n)) and o[dl.n:]==o[:len(o)-dl.n] for o in orders if dl.n>=machines*n_local)
+    padding = set(itertools.chain(*(o[dl.n:] for o in orders)))
+    def shares(epoch): return [set(itertools.chain(*epoch[i:i+n_local])) for i in range(0, len(epoch), n_local)]
+    assert all(a^b<=padding for a,b in zip(shares(first), shares(second)))
+    assert dl.n<100 or first!=second
+    return shares(first)
+
+def test_each_machine_draws_from_its_share(tmp_path, monkeypatch):
+    files = photo_folder(tmp_path, 3, size=(8,6))
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    for n in (5,257):
+        dl = ImageDataLoaders.from_path_func('.', [files[i%3] for i in range(n)], parent_label, valid_pct=0, item_tfms=Resize(8), bs=4, device='cpu').in_memory(shard='machine').train
+        for machines,n_local in itertools.product((1,2,3,16), range(1,9)):
+            monkeypatch.setenv('LOCAL_WORLD_SIZE', str(n_local))
+            monkeypatch.setenv('WORLD_SIZE', str(machines*n_local))
+            shares = check_shares(dl, machines, n_local)
+        dl.options.shard_seed = 1
+        assert n==5 or check_shares(dl, machines, n_local)!=shares
+
+def test_who_can_have_no_share(tmp_path, monkeypatch):
+    files = photo_folder(tmp_path, 12, size=(8,6))
+    block = DataBlock((ImageBlock,CategoryBlock), get_y=parent_label, item_tfms=Resize(8), splitter=RandomSplitter(seed=1))
+    dsets = block.datasets(files)
+    with pytest.raises(TypeError, match='WeightedDL draws'): block.weighted_dataloaders(files, [1]*12, bs=4).in_memory(shard='machine')
+    with pytest.raises(TypeError, match='PartialDL draws'): dsets.partial_dataloaders(4, bs=4, after_item=[Resize(8),ToTensor()]).in_memory(shard='machine')
+    with pytest.raises(ValueError, match='a preload keeps all'): block.dataloaders(files, bs=4).in_memory(shard='machine', mode='preload')
+    dls = block.dataloaders(files, bs=4).in_memory(shard='machine')
+    with pytest.raises(ValueError, match='a preload keeps all'): dls.preload()
+    for k,v in dict(LOCAL_RANK=0, LOCAL_WORLD_SIZE=2, WORLD_SIZE=3).items(): monkeypatch.setenv(k, str(v))
+    with pytest.raises(ValueError, match='2 of 3 are on this one'): block.dataloaders(files, bs=4).in_memory(shard='machine')
+
+dealt = '''
+dist.init_process_group('gloo')
+machine,machines = int(os.environ['GROUP_RANK']),int(os.environ['GROUP_WORLD_SIZE'])
+stock,dls = make(),make().in_memory(shard='machine')
+def gathered(o):
+    res = [None]*n
+    dist.all_gather_object(res, o)
+    return res
+def orders(dl): return gathered(DistributedDL(dl, rank, n, device='cpu').get_idxs())
+def share(orders): return set(itertools.chain(*orders[machine*n//machines:(machine+1)*n//machines]))
+first,second = orders(dls.train),orders(dls.train)
+assert first!=second and sorted(itertools.chain(*first))==list(range(36))
+assert share(first)==share(second) and len(share(first))==36//machines
+assert orders(dls.valid)==orders(stock.valid)
+for _ in range(2): epoch(dls)
+dist.barrier()
+m = dls.memory
+assert m.n_ranks==n//machines and 48//machines-4<=m.n_cached<=48//machines and m.misses==m.n_cached, m
+dist.barrier()
+dist.destroy_process_group()
+print('rank', rank, 'is done')
+'''
+
+def test_two_agents_that_each_are_a_machine(tmp_path):
+    "They share nothing, though they are on this machine"
+    photo_folder(tmp_path/'photos', 48, size=(60,45))
+    assert launch(tmp_path, dealt, 2, n_agents=2).count('is done')==4
