@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from fastai.vision.all import *
 from fastmem.all import *
-from helpers import environ, photo_folder
+from helpers import environ, photo_folder, run_forked
+from test_processes import by_content
 
 def launch(tmp_path, code, n, n_agents=1, timeout_s=120):
     "What ranks print that run `code`, `n` of each of some agents of `torchrun`; all have to end well"
@@ -185,3 +186,62 @@ def test_two_agents_that_each_are_a_machine(tmp_path):
     "They share nothing, though they are on this machine"
     photo_folder(tmp_path/'photos', 48, size=(60,45))
     assert launch(tmp_path, dealt, 2, n_agents=2).count('is done')==4
+
+# --- faults ---
+
+killed = '''
+import os, random, signal, sys, tempfile, time, traceback
+from pathlib import Path
+from fastai.vision.all import *
+from fastmem.all import *
+path = sys.argv[1]
+files,tempfile.tempdir = get_image_files(path),path+'-tmp'
+def loader():
+    workers = random.choice([0,0,0,1])
+    return ImageDataLoaders.from_path_func('.', files, parent_label, valid_pct=0, item_tfms=Resize(32), bs=8, num_workers=workers, device='cpu').in_memory()
+def passes(dls):
+    for x,y in dls.train:
+        wanted = torch.tensor([int(dls.vocab[i])+1 for i in y]).view(-1,1,1,1)
+        assert (x.as_subclass(torch.Tensor)==wanted).all(), 'a pixel of another image, or of none'
+def step(dls):
+    guard,what = dls.train.cache.guard,random.random()
+    if what<.4: passes(dls)
+    elif what<.6: dls.purge()
+    elif what<.8: guard.give_back(random.randrange(1, 100_000)); dls.train.cache.resume()
+    else: dls.train.preload(list(dls.train.columns.values()), random.choice([0,2]))
+def rank(i, end_s):
+    os.environ.update(LOCAL_RANK=str(i), LOCAL_WORLD_SIZE='3', MASTER_PORT='29500')
+    random.seed(os.getpid())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    dls = loader()
+    dls.train.after_batch = Pipeline([])
+    while time.monotonic()<end_s: step(dls)
+    passes(dls)
+    return dls
+def start(*args):
+    if pid := os.fork(): return pid
+    try: dls = rank(*args); os._exit(0 if dls.train.cache.n_ranks>=2 else 3)
+    except BaseException: traceback.print_exc()
+    finally: os._exit(9)
+end_s = time.monotonic()+float(sys.argv[2])
+others = [start(i, end_s) for i in range(2)]
+n = 0
+while time.monotonic()<end_s-.5:
+    victim = start(2, end_s)
+    time.sleep(random.random()*.4)
+    os.kill(victim, signal.SIGKILL)
+    os.waitpid(victim, 0)
+    n += 1
+ended = [os.waitstatus_to_exitcode(os.waitpid(o, 0)[1]) for o in others]
+assert ended==[0,0], ended
+assert len(list(Path(tempfile.tempdir).iterdir()))==1
+os.environ.update(LOCAL_RANK='0', LOCAL_WORLD_SIZE='3', MASTER_PORT='29500')
+assert loader().memory.n_cached==0, 'nothing is left of what they had'
+print(n, 'kills')
+'''
+
+def test_a_rank_that_is_killed_leaves_the_others_with_right_pixels(tmp_path):
+    "At random instants of filling, reading, purging, shrinking and preloading"
+    by_content(tmp_path/'photos')
+    (tmp_path/'photos-tmp').mkdir()
+    print(run_forked(tmp_path, killed, tmp_path/'photos', 12))
