@@ -6,6 +6,7 @@ import pytest
 from fastai.vision.all import *
 from fastmem.all import *
 from helpers import environ, photo_folder, run_forked
+from test_pressure import by_content as by_value
 from test_processes import by_content
 
 def launch(tmp_path, code, n, n_agents=1, timeout_s=120):
@@ -245,3 +246,72 @@ def test_a_rank_that_is_killed_leaves_the_others_with_right_pixels(tmp_path):
     by_content(tmp_path/'photos')
     (tmp_path/'photos-tmp').mkdir()
     print(run_forked(tmp_path, killed, tmp_path/'photos', 12))
+
+# --- accelerate ---
+
+trained = '''
+def fit(in_memory):
+    dls = make(2)
+    dls.train.rng = random.Random(0)
+    if in_memory: dls.in_memory(store='decoded')
+    set_seed(0)
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(32*32*3, dls.c)), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
+    with learn.no_bar(), learn.no_logging(), learn.distrib_ctx(cpu=True, sync_bn=False): learn.fit(2, 1e-3)
+    with learn.no_bar(), learn.distrib_ctx(cpu=True, sync_bn=False): preds = learn.get_preds()
+    return [list(map(float, o)) for o in learn.recorder.values], [*learn.model.parameters(), *preds], dls
+stock,ours = fit(False),fit(True)
+assert stock[0]==ours[0], (stock[0],ours[0])
+assert all(torch.equal(a, b) for a,b in zip(stock[1], ours[1], strict=True))
+assert ours[2].memory.n_ranks==n
+dist.destroy_process_group()
+print('rank', rank, 'is done')
+'''
+
+def test_distrib_ctx_trains_as_stock(tmp_path):
+    pytest.importorskip('accelerate')
+    photo_folder(tmp_path/'photos', 48, size=(60,45))
+    assert launch(tmp_path, trained, 2).count('is done')==2
+
+# --- memory ---
+
+squeezed = '''
+import multiprocessing, os, sys, tempfile
+from fastai.vision.all import *
+from fastmem.all import *
+group,path,n = sys.argv[1],Path(sys.argv[2]),4
+open(group+'/cgroup.procs', 'w').write(str(os.getpid()))
+tempfile.tempdir = str(path)
+files = sorted(path.glob('*/*.png'))
+context = multiprocessing.get_context('fork')
+barrier,found = context.Barrier(n, timeout=60),context.SimpleQueue()
+def epoch(dls, part):
+    for x,y in dls.train.new(get_idxs=lambda: part, n=len(part), shuffle=False):
+        wanted = torch.tensor([int(dls.vocab[i]) for i in y], dtype=torch.uint8).view(-1,1,1,1)
+        assert (x.as_subclass(torch.Tensor)==wanted).all(), 'a pixel of another image, or of none'
+def rank(i):
+    os.environ.update(LOCAL_RANK=str(i), LOCAL_WORLD_SIZE=str(n), MASTER_PORT='29500')
+    dls = ImageDataLoaders.from_path_func('.', files, parent_label, valid_pct=0, bs=2, num_workers=0, device='cpu').in_memory(store='decoded')
+    dls.train.after_batch = Pipeline([])
+    for k in range(3):
+        before = dls.memory
+        barrier.wait()
+        epoch(dls, list(range((i+k)%n, len(files), n)))
+        barrier.wait()
+    m = dls.memory
+    barrier.wait()
+    hits,misses = m.hits-before.hits,m.misses-before.misses
+    found.put((m.cached_frac, hits/(hits+misses), m.n_ranks, m.cached_bytes))
+ranks = [context.Process(target=rank, args=(i,)) for i in range(n)]
+for o in ranks: o.start()
+for o in ranks: o.join(100)
+assert [o.exitcode for o in ranks]==[0]*n, ranks
+for _ in ranks:
+    cached_frac,hit_rate,n_ranks,cached_bytes = found.get()
+    print(cached_frac, hit_rate, cached_bytes)
+    assert .1<cached_frac<.9 and abs(hit_rate-cached_frac)<.05 and n_ranks==n
+'''
+
+def test_four_ranks_in_less_memory_than_the_pixels_are_not_killed(tmp_path, cgroup):
+    "One budget for all of them; what is cached of the items is hit by each rank"
+    by_value(tmp_path, 600, size=(800,600))
+    print(run_forked(tmp_path, squeezed, cgroup(600_000_000), tmp_path))
