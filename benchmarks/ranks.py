@@ -9,7 +9,7 @@ from fastmem.all import *
 from machine import *
 from processes import *
 
-n_files,n_photos = 240,40
+n_files,n_photos = 480,40
 context = multiprocessing.get_context('fork')
 
 class Unknown(RandTransform): "A transform that has workers make the items"
@@ -23,11 +23,11 @@ def photos(folder):
     return get_image_files(folder)
 
 def epoch(dls, i, n, look):
-    "This rank's part of the items, and a `look` in the middle"
+    "This rank's part of the items; no further than a `look` in the middle"
     part = list(range(i, n_files, n))
     dl = dls.train.new(get_idxs=lambda: part, n=len(part))
     for k,_ in enumerate(dl):
-        if k==len(dl)//2:
+        if look and k==len(dl)//2:
             look()
             return
 
@@ -50,7 +50,7 @@ def rank(
         if i==0: res.append(tree_bytes(os.getppid()))
         barrier.wait()
     if who=='copies': dls.preload()  # after some epochs each has all
-    if who=='fastmem': epoch(dls, i, n, noop)
+    if who=='fastmem': epoch(dls, i, n, None)
     barrier.wait()
     epoch(dls, (i+1)%n, n, look)
     m = dls.memory if who!='stock' else None
