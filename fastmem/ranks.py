@@ -104,18 +104,19 @@ def rank_arena(
     "The arena that this rank shares with the others of its machine; where it can't, a line says why"
     path = meeting_file()
     if path is None: return None
-    try:
-        res = _meet(path, guard)
-        guard.watch()
-        return res
+    try: res = _meet(path, guard)
     except (OSError, MemoryError, DamagedFile) as e:
         print(f'fastmem: rank {local_rank()} keeps images of its own, which takes more memory: {path}: {e}', flush=True)
-    return None
+        return None
+    guard.watch()
+    return res
 
 # %% ../nbs/03a_ranks.ipynb #7b3e0a17
 def n_machines()->int:
     "Machines that the ranks of this run are on; raises `ValueError` if not all have as many"
     n_ranks,n_local = int(os.environ.get('WORLD_SIZE') or 1),n_local_ranks()
+    if n_ranks>1 and 'LOCAL_WORLD_SIZE' not in os.environ:
+        raise ValueError("shard='machine' goes by LOCAL_WORLD_SIZE, the number of ranks on a machine, which this launcher does not set")
     if n_ranks%n_local==0: return n_ranks//n_local
     raise ValueError(f"shard='machine' wants as many ranks on each machine: {n_local} of {n_ranks} are on this one")
 

@@ -1,10 +1,11 @@
 "Ranks that a real launcher starts: one copy of the pixels for all of them, and the batches that stock has"
-import itertools, os, socket, subprocess, sys
+import itertools, json, os, re, socket, subprocess, sys, tempfile
 from pathlib import Path
 
 import pytest
 from fastai.vision.all import *
 from fastmem.all import *
+from fastmem.ranks import *
 from helpers import environ, photo_folder, run_forked
 from test_pressure import by_content as by_value
 from test_processes import by_content
@@ -315,3 +316,46 @@ def test_four_ranks_in_less_memory_than_the_pixels_are_not_killed(tmp_path, cgro
     "One budget for all of them; what is cached of the items is hit by each rank"
     by_value(tmp_path, 240, size=(800,600))
     print(run_forked(tmp_path, squeezed, cgroup(500_000_000), tmp_path))
+
+# --- whom a rank trusts ---
+
+@pytest.fixture
+def as_rank(tmp_path, monkeypatch):
+    "Have this process be a rank, whose temporary folder is `tmp_path`"
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    def be(rank, port):
+        for k,v in dict(LOCAL_RANK=rank, LOCAL_WORLD_SIZE=2, MASTER_PORT=port).items(): monkeypatch.setenv(k, str(v))
+    be(0, 29500)
+    return be
+
+def test_what_is_no_file_of_ours_is_refused(tmp_path, as_rank, capsys):
+    "A link, what is damaged, a file of another user: the rank has a cache of its own, says so, and leaves the file alone"
+    file,other = meeting_file(),tmp_path/'other'
+    other.write_text('precious')
+    def refused(why):
+        assert ImageCache().n_ranks==1
+        out = capsys.readouterr().out
+        assert out.count('\n')==1 and 'keeps images of its own' in out and why in out
+    file.symlink_to(other)
+    refused('plain file')
+    file.unlink()
+    file.write_text('precious')
+    refused('not as fastmem writes it')
+    if os.geteuid()==0:
+        os.chown(file, 1234, 1234)
+        refused('another user')
+    assert file.read_text()==other.read_text()=='precious'
+
+def test_two_runs_never_meet_and_what_is_left_goes(tmp_path, as_rank):
+    "By the port; a holder that has ended, or of whom the number was given away since, holds nothing"
+    first = ImageCache()
+    holder = Holder(*json.loads(meeting_file().read_text()))
+    assert holder.has_open() and not holder._replace(start=1).has_open() and meeting_file().stat().st_mode&0o777==0o600
+    as_rank(1, 29501)
+    ImageCache()
+    assert len(list(tmp_path.iterdir()))==2 and meeting_file().read_text().count('\n')==1
+    del first
+    assert not holder.has_open()
+    left = [o.rename(o.with_name(re.sub(r'-\d+-\d+-(?=[0-9a-f]{8}$)', f'-{os.getpid()}-1-', o.name))) for o in tmp_path.iterdir()]  # of a launcher that has ended
+    ImageCache()
+    assert list(tmp_path.iterdir())==[meeting_file()] and not left[0].exists()
