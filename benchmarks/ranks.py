@@ -1,5 +1,5 @@
 "Memory of 1, 2 and 4 ranks on one machine, beyond stock's: one copy a rank, and one copy for all. PYTHONPATH=. python benchmarks/ranks.py"
-import multiprocessing, os, tempfile, warnings
+import multiprocessing, os, sys, tempfile, warnings
 from pathlib import Path
 
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
@@ -65,12 +65,12 @@ def measured(who, n, workers, files):
     barrier,found = context.Barrier(n),context.Queue()
     ranks = [context.Process(target=rank, args=(who,i,n,workers,files,barrier,found)) for i in range(n)]
     for o in ranks: o.start()
-    res = found.get(timeout=120)
+    res = found.get(timeout=600)
     for o in ranks: o.join()
     return res
 
-def rows(files):
-    for n,workers in itertools.product((1,2,4), (0,2)):
+def rows(files, ns):
+    for n,workers in itertools.product(ns, (0,2)):
         found = {o: measured(o, n, workers, files) for o in ('stock','copies','fastmem')}
         stock,payload_bytes = found['stock'],found['fastmem'][2]
         for who in ('copies','fastmem'):
@@ -81,7 +81,7 @@ def rows(files):
 if __name__=='__main__':
     with tempfile.TemporaryDirectory() as tmp:
         where,start_s,res = machine(),time.perf_counter(),[]
-        for o in rows(photos(Path(tmp))):
+        for o in rows(photos(Path(tmp)), list(map(int, sys.argv[1:])) or (1,2,4)):
             print(o, flush=True)
             res.append(o)
     write_results(Path(__file__).parent/'results', 'ranks', where, time.perf_counter()-start_s, n_files=n_files, rows=res)

@@ -269,7 +269,7 @@ print('rank', rank, 'is done')
 '''
 
 def test_distrib_ctx_trains_as_stock(tmp_path):
-    pytest.importorskip('accelerate')
+    if not hasattr(sys.modules['accelerate'], '__version__'): pytest.skip('accelerate is not installed')
     photo_folder(tmp_path/'photos', 48, size=(60,45))
     assert launch(tmp_path, trained, 2).count('is done')==2
 
