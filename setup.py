@@ -12,5 +12,6 @@ lines = {k: v.strip().splitlines() for k,v in settings['DEFAULT'].items()}
 pictures = 'https://raw.githubusercontent.com/fastmem/fastmem/main/nbs/images/'
 readme = (root/'README.md').read_text(encoding='utf-8').replace('](nbs/images/', f']({pictures}')
 
-setup(install_requires=lines['requirements'], extras_require={'dev': lines['dev_requirements']}, classifiers=lines['classifiers'],
+extras = {o: lines[f'{o}_requirements'] for o in ('dev','distributed')}
+setup(install_requires=lines['requirements'], extras_require=extras, classifiers=lines['classifiers'],
       long_description=readme, long_description_content_type='text/markdown')

@@ -30,10 +30,12 @@ def memfd_bytes()->int:
     "What this process's memfds hold, mapped or not"
     return sum(memfds(os.getpid()).values())
 
-def tree_bytes()->int:
-    "Proportional set size of this process and its children without libraries; a memfd counts once, with all it holds"
-    total,files = 0,{}
-    for o in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+def tree_bytes(
+    pid:int=None, # This process if `None`
+)->int:
+    "Proportional set size of a process and its children without libraries; a memfd counts once, with all it holds"
+    total,files,root = 0,{},psutil.Process(pid)
+    for o in [root, *root.children(recursive=True)]:
         try:
             files.update(memfds(o.pid))
             total += sum(n for inode,n in mappings(o.pid) if inode not in files)

@@ -84,6 +84,7 @@ class CacheStats(NamedTuple):
     path:str='' # Folder that the pixels are in; '' for memory
     loaders:tuple=() # Weak references to them, for a notebook keeps what it shows
     not_kept:str='' # Why some images are opened anew each time; '' if all may be kept
+    n_ranks:int=1 # Ranks of this machine that share the memory, whose reads are counted together
 
     @property
     def hit_rate(self)->float:
@@ -104,7 +105,7 @@ def _reads(self:CacheStats):
 @patch
 def _rows(self:CacheStats):
     "{name: text} of the table"
-    place = self.path or 'memory'
+    place = self.path or 'memory' + (f' of {self.n_ranks} ranks' if self.n_ranks>1 else '')
     rows = dict(images=f'{self.n_cached:,} of {self.n_items:,} in {place} ({self.cached_frac:.0%})',
                 bytes=human_bytes(self.cached_bytes), reads=self._reads(),
                 room=f'{human_bytes(self.budget_bytes)} left (limit: {self.bound_by})',
@@ -152,18 +153,20 @@ def memory(self:DataLoaders)->CacheStats:
         budget_bytes=cache.guard.budget(), available_bytes=available_memory(), bound_by=cache.guard.binding(),
         mode=options.mode, store=' and '.join(sorted({o.recipe.store for o in columns})),
         batches=f'item by item: {slow}' if slow else 'gathered', path=str(cache.path or ''),
-        loaders=tuple(map(ref, dls)), not_kept=first(o.unkept_reason for o in dls if o.unkept_reason) or cache.not_kept)
+        loaders=tuple(map(ref, dls)), not_kept=first(o.unkept_reason for o in dls if o.unkept_reason) or cache.not_kept,
+        n_ranks=cache.n_ranks)
 
 # %% ../nbs/10_api.ipynb #3f138c16
 @patch
 def preload(self:DataLoaders,
     n_workers:int=None, # Threads; one a core if `None`
 )->CacheStats:
-    "Fill the cache now, in parallel; raises `ValueError` for `mode='stream'`"
+    "Fill the cache now, in parallel; raises `ValueError` for `mode='stream'`, and with `shard`"
     dls = _memory_dls(self)
     cache,options = dls[0].cache,dls[0].options
     if options.mode=='stream':
         raise ValueError("mode='stream' keeps nothing: call `dls.in_memory()` with another mode first")
+    if options.shard: raise ValueError(preloads_all)
     if not cache.may_cache or cache.verdict=='stream': cache.resume()
     columns = {id(c): c for dl in dls for c in dl.columns.values()}.values()
     apply_plan(cache, options.mode, options.on_full, columns=columns)

@@ -459,6 +459,16 @@ def watch(self:Arena)->int: # The generation
     for o in cut: self._drop_cut(o)
     return int(self.header['generation']) if cut else generation
 
+@patch
+def claim(self:Arena,
+    i:int, # Number of a slot that is not ready
+)->bool: # `False` if another has said so; should that one be killed, a batch reads what is missing
+    "Say that this rank is about to fill a slot"
+    mine,known = local_rank()+1,int(self.entries[i])
+    if 0<known<1<<_offset_bits and known!=mine: return False  # of generation 0, which no image has
+    self.entries[i] = mine
+    return True
+
 @patch(as_prop=True)
 def generation(self:Arena)->int:
     "Raised by every purge; what was ready before is not ready after"

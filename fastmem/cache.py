@@ -19,9 +19,11 @@ from fastprogress.fastprogress import progress_bar
 from PIL import Image
 
 from .guard import *
+from .opener import *
 from .recipe import *
 from .plan import *
 from .arena import *
+from .ranks import *
 from .pixel_file import *
 from .batch_memory import *
 from .threads import *
@@ -77,7 +79,11 @@ class ImageCache:
         check_guard(guard)
         self.memory_guard,self.path = ifnone(guard, shared_guard()),cache_folder(path)
         self.guard = self.memory_guard if path is None else DiskGuard(self.path, self.memory_guard)
-        self.arena,self.batches = Arena(self.memory_guard),BatchMemory()
+        shared = rank_arena(self.memory_guard) if self.path is None else None
+        self.arena,self.batches = shared or Arena(self.memory_guard),BatchMemory()
+        self.own_keys = int.from_bytes(os.urandom(7), 'little') if shared else 0 # other ranks may mean others by the same key
+        self.n_machines = 1 # that keep the images together, each its share
+        self.is_planned = np.zeros(0, bool) # by slot
         self.files,self.without_file = {},set() # pixel files by recipe; recipes whose file the disk has no room for
         self.planned,self.encoded_bytes,self.reserved = {},{},{}
         self.verdict,self.given_bytes,self.why_unkept = None,self.memory_guard.given_bytes,''
@@ -89,12 +95,14 @@ class ImageCache:
         return f'ImageCache: {n:,} images, {human_bytes(n_bytes)}' + (f' in {self.path}' if self.path else '')
 
 # %% ../nbs/05_cache.ipynb #10b33c84
-def _digests(keys, recipe):
+@patch
+def _digests(self:ImageCache, keys, recipe):
     "(mask of `keys` that name an image, their digests)"
     are_keys = len(keys)>0 and type(keys[0]) is tuple
     is_key = np.array([are_keys or isinstance(o, bytes) or is_path(o) for o in keys], bool)
     named = keys if is_key.all() else [o for o,b in zip(keys,is_key) if b]
-    return is_key,key_digests(named, recipe, are_keys)
+    digests = key_digests(named, recipe, are_keys)
+    return is_key,digests^np.uint64(self.own_keys) if are_keys else digests
 
 @patch
 def _find(self:ImageCache, is_key, digests):
@@ -110,7 +118,7 @@ def find(self:ImageCache,
     recipe:Recipe, # How their pixels are made
 )->np.ndarray: # Slot of each, -1 for what has none
     "Find the slots of images, without giving any a new one"
-    return self._find(*_digests(keys, recipe))
+    return self._find(*self._digests(keys, recipe))
 
 # %% ../nbs/05_cache.ipynb #d18353f0
 @patch
@@ -119,20 +127,28 @@ def add(self:ImageCache,
     recipe:Recipe, # How their pixels are made
 )->np.ndarray: # Slot of each, -1 for what has none
     "Give each new image a slot; those that are there keep theirs"
-    is_key,digests = _digests(keys, recipe)
-    new = np.flatnonzero(self.arena.find(digests)<0)
-    if new.size:
-        new = new[np.unique(digests[new,0], return_index=True)[1]]
-        slots = self.arena.add(digests[new])
+    is_key,digests = self._digests(keys, recipe)
+    slots = self.arena.add(digests)
+    new = self._unplanned(slots)
+    if len(new):
         added = [keys[i] for i in np.flatnonzero(is_key)[new].tolist()]
-        if self.path is not None: self._load(recipe, slots, added)
-        self._note_planned(added, recipe, self.arena.image_bytes(slots))
+        if self.path is not None: self._load(recipe, slots[new], added)
+        self._note_planned(added, recipe, self.arena.image_bytes(slots[new]))
     return self._find(is_key, digests)
+
+@patch
+def _unplanned(self:ImageCache, slots):
+    "Where the first of each of `slots` is that this process has not planned for; another rank may have given it out"
+    n_more = self.arena.n_slots-len(self.is_planned)
+    self.is_planned = np.append(self.is_planned, np.zeros(n_more, bool))
+    new = np.flatnonzero(~self.is_planned[slots])
+    self.is_planned[slots] = True
+    return new[np.unique(slots[new], return_index=True)[1]]
 
 # %% ../nbs/05_cache.ipynb #936a7f7b
 @patch
 def _note_planned(self:ImageCache, keys, recipe, held_bytes):
-    "Remember what new images will take, of which each has so many bytes in a file already"
+    "Remember what new images will take, of which each has so many bytes already"
     new = [keys[i] for i in np.flatnonzero(held_bytes==0) if is_path(keys[i])]
     sizes = store_bytes(new, [recipe])
     total_bytes,error_frac = sizes[recipe.store]
@@ -144,10 +160,11 @@ def _note_planned(self:ImageCache, keys, recipe, held_bytes):
 # %% ../nbs/05_cache.ipynb #80ef694b
 @patch
 def plan(self:ImageCache)->MemoryPlan:
-    "Plan what all images that have a slot would take, beside what the guard allows this cache in all"
+    "Plan what all images that have a slot would take, this machine's share of them, beside what the guard allows this cache in all"
     counts,sizes_bytes,errors_frac = zip(*(self.planned.values() or [(0,0,0.)]))
     held_bytes = self.arena.used_bytes if self.path is None else self.n_bytes()[1]
-    def of(n_bytes, store): return make_plan(sum(counts), n_bytes, store, self.guard, max(errors_frac), held_bytes)
+    n_items = -(-sum(counts)//self.n_machines)
+    def of(n_bytes, store): return make_plan(n_items, n_bytes//self.n_machines, store, self.guard, max(errors_frac), held_bytes)
     encoded = sum(self.encoded_bytes.values())
     stores = {'encoded': of(encoded, 'encoded')} if self.path is None else {}
     store = ' and '.join(sorted({o.store for o in self.planned}))
@@ -223,6 +240,11 @@ def n_bytes(self:ImageCache)->tuple:
     "Return (images in memory, bytes of their pixels)"
     n_bytes = self.arena.image_bytes(np.arange(self.arena.n_slots))
     return int((n_bytes>0).sum()),int(n_bytes.sum())
+
+@patch(as_prop=True)
+def n_ranks(self:ImageCache)->int:
+    "Ranks of this machine that share the cache"
+    return self.arena.n_ranks
 
 @patch(as_prop=True)
 def held_bytes(self:ImageCache)->int:
@@ -478,9 +500,17 @@ def reserve(self:ImageCache,
 
 # %% ../nbs/05_cache.ipynb #b93c5bfa
 @patch
+def number_of(self:ImageCache,
+    fn, # Function that makes something of a file
+)->int: # For `slot_of`
+    "Return a number that no other function has: other functions make other things of the same file"
+    if not self.own_keys: return self.reserve(fn, 1).first
+    return int(code_digest(fn)[:8], 16)|1<<31  # the same in all ranks, and that of no slot
+
+@patch
 def slot_of(self:ImageCache,
     file, # Path
-    number:int, # Of the one who asks; others have other slots for the same file
+    number:int, # From `number_of`; other functions have other slots for the same file
 )->int:
     "Return the slot of `file`, the same in all processes; a new one if it has none"
     digest = key_digests([file], Recipe()).copy()
@@ -624,8 +654,8 @@ def gather(self:ImageCache,
 # %% ../nbs/05_cache.ipynb #50e2484e
 @patch
 def _fill_one(self:ImageCache, slot, source, make):
-    "The error if `source` could not be read, `None` if it was or needs not be"
-    if self.is_full or self.arena.slot(slot) is not None: return None
+    "The error if `source` could not be read, `None` if it was, or another rank does, or it needs not be"
+    if self.is_full or self.arena.slot(slot) is not None or not self.arena.claim(slot): return None
     try: make(slot, *source)
     except Exception as e: return e  # reported by the caller, and raised by the batch that reaches the file
     return None
@@ -654,7 +684,7 @@ def fill(self:ImageCache,
     looks:bool=False, # Whether somebody will look at more of the images than their pixels
 )->dict: # {source: error} of those that can't be read
     "Read what is missing of `slots`, until the guard has no more room"
-    todo = self._to_fill(slots)
+    todo,show = self._to_fill(slots),show and local_rank()==0
     if not len(todo): return {}
     make = ifnone(make, partial(self._make, keep=True, looks=looks))
     bar = progress_bar(todo) if show else todo

@@ -573,8 +573,7 @@ class CachedLoader:
             raise ValueError(f"{k}={self._kept.options[k]!r} needs to know all files beforehand: "
                              "wrap the dataset in `CachedDataset`")
         self.cache = self._kept.cache
-        self._number = self.cache.reserve(fn, 1).first  # its own: other functions make other things of the same file
-        self._watch = Watch(fn, stamp=0)
+        self._number,self._watch = self.cache.number_of(fn),Watch(fn, stamp=0)
 
     def __call__(self, *args, **kwargs):
         if self._kept.is_streamed or not self._is_plain(args, kwargs): return self.fn(*args, **kwargs)
@@ -620,7 +619,6 @@ class CachedLoader:
     def __repr__(self):
         m = self.memory
         return f'{self._name}: {m.n_cached:,} files, {human_bytes(m.cached_bytes)}'
-
 
 # %% ../nbs/13_dataset.ipynb #6a15f7b9
 @patch

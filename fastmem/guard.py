@@ -284,14 +284,18 @@ def trim_heap():
     if trim := getattr(ctypes.CDLL(None), 'malloc_trim', None): trim(0)  # glibc has it
 
 @patch
+def _watched(self:MemoryGuard):
+    "Arenas that no other rank looks after: one gives back what all of them miss"
+    return [a for a in self.arenas if a.keeps_watch()]
+
+@patch
 def look(self:MemoryGuard,
     need_bytes:int=0, # What is about to be taken by others
 )->bool: # Whether the reserve is touched
     "Have caches give back what is missing, once the heap has, or let them grow again"
     was_short,short_bytes = self.short,self.shortfall(need_bytes)
     if short_bytes and not was_short: trim_heap(); short_bytes = self.shortfall(need_bytes)
-    watched = None if need_bytes else [a for a in self.arenas if a.keeps_watch()]  # one rank gives back what all miss
-    if short_bytes: self.give_back(short_bytes, watched)
+    if short_bytes: self.give_back(short_bytes, self.arenas if need_bytes else self._watched())
     elif any(a.is_full for a in self.arenas) and self.is_roomy():
         for a in self.arenas: a.is_full = False
     return available_memory()<self.reserve_bytes

@@ -13,13 +13,14 @@ import copy, functools, itertools, multiprocessing.context, weakref
 import numpy as np
 import torch
 from fastai.data.core import Datasets, TfmdDL
-from fastai.data.load import SkipItemException, _FakeLoader
+from fastai.data.load import DataLoader, SkipItemException, _FakeLoader
 from fastai.vision.augment import RandTransform, Resize
 from fastai.vision.core import *
 from fasttransform import Pipeline, compose_tfms
 from fastcore.all import *
 
 from .guard import *
+from .ranks import *
 from .recipe import *
 from .threads import *
 from .cache import *
@@ -79,6 +80,7 @@ def attach(self:MemDL,
     with random_state_kept():
         if cache is None: cache = cache_for(image_columns(self, options).values(), options)
     self.cache = cache
+    if options.shard: self._share()
     self.follow()
 
 # %% ../nbs/09_loader.ipynb #12ecd171
@@ -475,6 +477,21 @@ def after_iter(self:MemDL):
     if not self.columns: return
     self.cache.flush()
     if self._may_keep and self.cache.is_full: warn_full(self.cache)
+
+# %% ../nbs/09_loader.ipynb #5a7c01da
+@patch
+def _share(self:MemDL):
+    "Keep a share on each machine; raises `TypeError` for a loader that draws its items itself"
+    if self.stock_cls.get_idxs is not DataLoader.get_idxs or 'get_idxs' in vars(self):
+        raise TypeError(f"{self.stock_cls.__name__} draws its items itself, and shard='machine' would change which: leave it out")
+    self.cache.n_machines = n_machines()
+
+@patch
+def get_idxs(self:MemDL):
+    idxs = super(MemDL, self).get_idxs()
+    if not (self.options.shard and self.shuffle): return idxs
+    shares = deal(self.n, n_machines(), n_local_ranks(), self.options.shard_seed)
+    return [idxs[i] for i in np.argsort(shares[idxs], kind='stable')]
 
 # %% ../nbs/09_loader.ipynb #792682c3
 @patch

@@ -212,6 +212,7 @@ class Box:
         self.used_bytes,self.is_full,self.coming_bytes,self.n_given = 0,False,0,0
         machine.boxes.append(self); guard.add(self)
     def limits(self): return {}
+    def keeps_watch(self): return True
     def shrink(self, n_bytes):
         given_bytes = min(n_bytes, self.used_bytes)
         self.used_bytes,self.is_full,self.n_given = self.used_bytes-given_bytes,True,self.n_given+1

@@ -6,7 +6,7 @@ import pytest
 from helpers import run_forked
 
 root = Path(__file__).parents[1]
-house = ['guard','opener','recipe','plan','arena','pixel_file','batch_memory','threads','cache','columns','batch','messages','loader','api',
+house = ['guard','opener','recipe','plan','arena','ranks','pixel_file','batch_memory','threads','cache','columns','batch','messages','loader','api',
          'learner','image_list','watch','dataset','bench','cli']
 
 def imports(path):
@@ -23,7 +23,7 @@ def test_a_module_imports_only_from_those_above_it(name):
     if name=='cli': above = above+['.']  # its version
     assert set(imports(root/f'fastmem/{name}.py')) <= set(above)
 
-@pytest.mark.parametrize('name', [o for o in house if o not in ('arena','pixel_file','cache')])
+@pytest.mark.parametrize('name', [o for o in house if o not in ('arena','ranks','pixel_file','cache')])
 def test_only_the_cache_names_the_arena(name): assert not re.search(r'\.arena\b(?! import)', (root/f'fastmem/{name}.py').read_text())
 
 def test_nobody_else_touches_what_the_arena_shares():
