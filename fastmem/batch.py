@@ -116,7 +116,7 @@ _pixel_classes = PILImage,PILImageBW,PILMask
 _plain_types = str,int,float,np.generic,TensorCategory
 
 def _is_drawable(o): return type(o) in _pixel_classes and o.mode in ('RGB','L')
-def _stand_in(o): return trace_class(type(o))(o.size) if _is_drawable(o) else o
+def _stand_in(o, exact): return trace_class(type(o))(o.size, exact=exact) if _is_drawable(o) else o
 
 def _as_tensor(im, trace):
     "What `ToTensor` makes of `im` once the edits of `trace` are done"
@@ -130,11 +130,12 @@ def edited_item(
     item:tuple, # With images
     tfms:list, # From `known_end`
     split_idx:int, # 0 for training, 1 for validation
+    exact:bool=True, # As for `crop_pad_planes`
 )->tuple: # `None` if the transforms may do more with `item` than edit its images
     "Do `tfms` and `ToTensor` to the pixels of an item's images, with the random numbers that these transforms draw"
     is_plain = isinstance(item, tuple) and all(_is_drawable(o) or isinstance(o, _plain_types) for o in item)
     if not is_plain: return None
-    traced = compose_tfms(tuple(map(_stand_in, item)), tfms, split_idx=split_idx)
+    traced = compose_tfms(tuple(_stand_in(o, exact) for o in item), tfms, split_idx=split_idx)
     return tuple(map(_as_tensor, item, traced))
 
 # %% ../nbs/07_batch.ipynb #0f574832
@@ -280,11 +281,16 @@ def _set_rows(self:TargetColumn, idxs, rows):
 
 # %% ../nbs/07_batch.ipynb #659eadb4
 @patch
+def _is_cell(self:TargetColumn, label):
+    "Whether `label` is a list in the items themselves, which may be changed in place"
+    return type(label) is list and getattr(self.getter, 'label_delim', None) is None
+
+@patch
 def _remember(self:TargetColumn, idxs):
     "Whether the targets of the items `idxs` are remembered, now"
     if not len(idxs): return True
     labels = self._labels(idxs)
-    keys = [_label_key(o) for o in labels]
+    keys = [None if self._is_cell(o) else _label_key(o) for o in labels]
     new = {k:o for k,o in zip(keys,labels) if k not in self.known}
     if (None in new) or not self._add(new): self.rows = None  # from here on fastai's pipeline is asked
     else: self._set_rows(idxs, [self.known[k] for k in keys])

@@ -385,6 +385,17 @@ def is_steady(self:ImageColumn, n=8)->bool:
     some = evenly(len(self), n)
     return all(a==b for a,b in zip(self.keys_at(some), self.keys_at(some)))
 
+@patch
+def opens_alike(self:ImageColumn, n=3)->bool:
+    "Tell whether a class of the user's opens the same image when it is asked twice, and draws no random numbers"
+    if self.recipe is None or opens_as_stock(self.recipe.cls): return True
+    before = drawn_state()
+    def opened(i):
+        try: return self.recipe.cls.create(self.file(i))
+        except Exception: return None  # raised by the batch that reaches it
+    alike = all(_is_same_image(opened(i), opened(i)) for i in evenly(len(self), n))
+    return alike and drawn_state()==before
+
 # %% ../nbs/06_columns.ipynb #4fe9ab02
 _look_s = 2. # on a slow drive, some files are left to `DataLoaders.refresh`
 
@@ -440,6 +451,7 @@ def item(self:ImageColumn, i, cache, keep, pct=None):
 
 # %% ../nbs/06_columns.ipynb #c43a85b8
 def _is_same_image(a, b):
+    if a is None or b is None: return a is b
     if type(a) is not type(b) or a.mode!=b.mode: return False
     return np.array_equal(np.asarray(a), np.asarray(b))
 

@@ -130,7 +130,7 @@ def _place(self:MemDL, found):
     known,self.columns,self.targets = self.columns,{},{}
     self._recipes = {j: o.recipe for j,o in found.items()}
     for j,column in found.items():
-        if not column.is_steady(): continue
+        if not (column.is_steady() and column.opens_alike()): continue
         before = known.get(j)
         is_known = before is not None and before.shows_same(column) and before.is_placed(self.cache)
         if not is_known: column.place(self.cache, self._adds, self._snapshots())
@@ -150,7 +150,7 @@ def _unkept_reason(self:MemDL, found):
     if not item_lists(self.dataset): return f'{type(self.dataset).__name__} is no dataset of fastai'
     if makes_own_items(self.dataset): return f'{type(self.dataset).__name__} makes its items itself'
     for j,o in found.items():
-        if j not in self.columns: return f'the getters of element {j} name another image each time'
+        if j not in self.columns: return f'element {j} is named, or opened by {o.recipe.cls.__name__}, anew each time'
         if not o.has_keys(): return f'the images of element {j} are made by a function, and named by no path'
     own = [j for j,tl in enumerate(item_lists(self.dataset)) if j not in found and makes_images(tl)]
     return f'element {own[0]} makes its images itself, or by a `create` that was replaced since' if own else ''
@@ -178,6 +178,9 @@ def _slow_reason(self:MemDL):
     return _skipped if not why and self.cache.has_skips else why
 
 _skipped = 'items are skipped' # where no code of the user's looks at images
+
+@patch(as_prop=True)
+def _is_exact(self:MemDL): return self.options.store in ('decoded','encoded')
 
 @patch(as_prop=True)
 def _may_keep(self:MemDL): return self.options.mode!='stream' and self.cache.verdict!='stream'
@@ -214,7 +217,7 @@ def _follow_item(self:MemDL, s):
 
 @patch
 def create_item(self:MemDL, s):
-    self._follow_item(s)
+    if not self.__dict__.pop('_is_followed', False): self._follow_item(s)
     if not self.columns or not self.indexed or self.applied_resize() is not None: return super(MemDL, self).create_item(s)
     return self._with_images(s or 0, self._targets_of(s or 0))
 
@@ -233,6 +236,7 @@ def readable(self:MemDL, i):
 def do_item(self:MemDL, s):
     try: self._follow_item(s)
     except SkipItemException: return None
+    self._is_followed = True
     is_ours = self.columns and self.indexed and type(self.after_item) is Pipeline and 'create_item' not in vars(self)
     if not is_ours: return super(MemDL, self).do_item(s)
     resize = self.applied_resize()
@@ -248,7 +252,7 @@ def _do_tfms(self:MemDL, item, applied=None):
     if not known: return compose_tfms(item, fs, split_idx=split_idx)
     n = fs.index(known[0])
     item = compose_tfms(item, fs[:n], split_idx=split_idx)
-    edited = edited_item(item, known, split_idx)
+    edited = edited_item(item, known, split_idx, self._is_exact)
     if edited is None: return compose_tfms(item, fs[n:], split_idx=split_idx)
     return compose_tfms(edited, fs[n+len(known)+1:], split_idx=split_idx)
 
@@ -277,8 +281,7 @@ def _stand_in(self:MemDL, column, i):
     "What stands for the image of item `i`: it has the file's size where crops are drawn for that, though less is stored"
     full,stored = self._sizes(column, i)
     is_scaled = column.recipe.method=='short' and leading_crop(self.after_item) is not None
-    exact = self.options.store in ('decoded','encoded')
-    return trace_class(column.recipe.cls)(full if is_scaled else stored, stored, exact)
+    return trace_class(column.recipe.cls)(full if is_scaled else stored, stored, self._is_exact)
 
 @patch
 def _traced(self:MemDL, i, item, tfms):
@@ -381,19 +384,20 @@ def _gathered(self:MemDL, samps):
     n_ahead = 1 if worker_random and tfms else 0
     for idxs,batch in map_threads(self._gather_drawn, self._drawn(chunks, worker_random), n_ahead):
         if batch is None:  # a target was dropped: from here on batches are filled up item by item, as in stock
-            self.cache.note_skips()
+            if not self.slow_reason: self.cache.note_skips()
             yield from super(MemDL, self).create_batches(itertools.chain(idxs, *chunks))
         elif len(idxs)==self.bs or not self.drop_last: yield batch
 
 @patch
 def _drawn(self:MemDL, chunks, worker_random):
-    "(items, `DrawnBatch`) of each of `chunks`; `None` for the first one of which an item is skipped, and no more"
+    "(items, `DrawnBatch`) of each of `chunks`; `None` for the first one that can't be gathered, and no more"
     for i,idxs in enumerate(chunks):
         is_asked = any(o.rows is None for o in self._target_columns().values())
         state = random_state() if is_asked else []  # what is remembered skips no item
         draw = partial(self.draw_batch, idxs)
         try:
             if not self._holds(idxs): self.follow()
+            if self.slow_reason: raise SkipItemException()  # the images are no longer what can be gathered
             drawn = draw() if worker_random is None else worker_random.run(i, draw, len(state) or 1)
         except SkipItemException:
             set_random_state(state)
@@ -497,11 +501,13 @@ def get_idxs(self:MemDL):
 @patch
 def _in_this_process(self:MemDL, batches, workers):
     "`batches` without workers, with the random numbers that these would draw; how many were asked for is back once they have begun"
-    self._worker_random = WorkerRandom(workers)
+    self._worker_random,of_worker = WorkerRandom(workers),(self.num_workers,self.offs)
+    self.num_workers,self.offs = 1,0  # a worker sets these to its share of the items
     try:
         with self.fake_l.no_multiproc(): begun = list(itertools.islice(batches, 1))
-    finally: self._worker_random = None
-    yield from itertools.chain(begun, batches)
+        self._worker_random = None
+        yield from itertools.chain(begun, batches)
+    finally: self._worker_random,self.num_workers,self.offs = None,*of_worker
 
 # %% ../nbs/09_loader.ipynb #beeb84ed
 worker_bytes = 60_000_000 # of a worker's own

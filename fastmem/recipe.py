@@ -276,7 +276,7 @@ def plain_pixels(
 _header_bytes = 1<<16
 
 # %% ../nbs/01_recipe.ipynb #7a1d0c14
-# PyTorch's antialiased resizing of bytes; on other processors Pillow is faster
+# PyTorch's antialiased resizing of bytes, which begins no threads; on other processors Pillow is faster
 _interpolates = torch.backends.cpu.get_cpu_capability() in ('AVX2','AVX512')
 
 class _Span(NamedTuple):
@@ -566,8 +566,6 @@ def cut(
 
 # %% ../nbs/01_recipe.ipynb #888a1d44
 _numpy_pad_modes = dict(zeros='constant', border='edge', reflection='reflect')
-# PyTorch's antialiased resizing of bytes, which begins no threads; on other processors Pillow is faster
-_interpolates = torch.backends.cpu.get_cpu_capability() in ('AVX2','AVX512')
 
 def _interpolated(planes, size):
     "`planes`, which may be turned views of interleaved pixels, resized as they lie and turned then: in one copy each"

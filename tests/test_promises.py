@@ -496,3 +496,57 @@ def test_targets_are_made_once_an_item_and_epoch(folder, what):
         assert not difference(epoch(want, k), epoch(dls, k))
         n = getter.asked.values()
         assert max(n)<=2 and sum(n)<=n_files+2*4, 'each loader looks at four'
+
+# --- what users do between epochs ---
+
+class Drawing(PILImage):
+    "Opens another view each time"
+    @classmethod
+    def create(cls, fn, **kwargs): return cls(PILImage.create(fn).rotate(90*random.randrange(4)))
+
+class Counting(PILImage):
+    "The same without random numbers"
+    n = 0
+    @classmethod
+    def create(cls, fn, **kwargs):
+        cls.n += 1
+        return cls(PILImage.create(fn).point(lambda v: v//(1+cls.n%2)))
+
+@pytest.mark.parametrize('cls', [Drawing,Counting])
+def test_a_class_that_opens_another_image_each_time_is_not_kept(folder, cls, capsys):
+    block = DataBlock((ImageBlock(cls),CategoryBlock), get_items=get_image_files, get_y=lambda o: 'a', splitter=IndexSplitter([0]), item_tfms=Resize(16))
+    dls = block.dataloaders(folder/'images', bs=4, num_workers=0, device='cpu').in_memory()
+    for _ in range(2): list(dls.train)
+    assert dls.memory.n_cached==0 and f'opened by {cls.__name__}' in dls.memory.not_kept
+    assert capsys.readouterr().out.count('anew each time')==1
+
+def test_a_number_of_workers_that_is_set_later_loses_no_items(folder):
+    for n in (0,2,4):
+        dls = make(Spec(workers=2, drop_last=False), folder).in_memory()
+        epoch(dls, 0)
+        dls.train.num_workers = n
+        assert sum(len(b[0]) for b in dls.train)==n_train and dls.train.num_workers==n
+
+@pytest.mark.parametrize('when', range(6))
+def test_a_getter_that_names_another_image_now_and_then(folder, when):
+    "It is noticed in the middle of an epoch, which goes on item by item"
+    asked = []
+    def get_x(o):
+        asked.append(o)
+        return folder/('others' if len(asked)==dls_asked+3+when else 'images')/o.name
+    dls_asked = 10**9
+    block = DataBlock((ImageBlock,CategoryBlock), get_items=get_image_files, get_x=get_x, get_y=lambda o: 'a', splitter=IndexSplitter([0]), item_tfms=Resize(16))
+    dls = block.dataloaders(folder/'images', bs=3, num_workers=0, device='cpu').in_memory()
+    list(dls.train)
+    dls_asked = len(asked)
+    for _ in range(3): assert sum(len(b[0]) for b in dls.train)==9
+
+def test_lists_of_labels_in_the_cells_of_a_table(folder):
+    "Changed in place, which no identity tells"
+    files = sorted((folder/'images').iterdir())
+    table = pd.DataFrame(dict(file=[str(o) for o in files], labels=[['a'],['b']]*(n_files//2)))
+    block = DataBlock((ImageBlock,MultiCategoryBlock), get_x=ColReader('file'), get_y=ColReader('labels'), splitter=IndexSplitter(range(6)), item_tfms=Resize(16))
+    dls = block.dataloaders(table, bs=6, num_workers=0, device='cpu').in_memory()
+    for _ in range(2): dls.valid.one_batch()
+    for o in table.labels: o[:] = ['a','b']
+    assert (dls.valid.one_batch()[1]==1).all()
