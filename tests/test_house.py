@@ -7,7 +7,7 @@ from helpers import run_forked
 
 root = Path(__file__).parents[1]
 house = ['guard','opener','recipe','plan','arena','ranks','pixel_file','batch_memory','threads','cache','columns','batch','messages','loader','api',
-         'learner','image_list','watch','dataset','bench','cli']
+         'learner','v1_words','image_list','label_list','watch','dataset','bench','cli']
 
 def imports(path):
     "Names of the fastmem modules that a module imports, wherever in it the import stands"

@@ -779,7 +779,7 @@ def test_a_word_of_v1_names_todays(original, on, f, match):
 
 def test_words_of_v1_hide_none_of_v2():
     import fastai.vision.all as v2
-    from fastmem.image_list import V1Name
+    from fastmem.v1_words import V1Name
     import fastmem.all
     names = [k for k,v in vars(fastmem.all).items() if isinstance(v, V1Name)]
     assert len(names)>5 and not [o for o in names if hasattr(v2, o)]

@@ -518,7 +518,7 @@ def test_a_class_that_opens_another_image_each_time_is_not_kept(folder, cls, cap
     dls = block.dataloaders(folder/'images', bs=4, num_workers=0, device='cpu').in_memory()
     for _ in range(2): list(dls.train)
     assert dls.memory.n_cached==0 and f'opened by {cls.__name__}' in dls.memory.not_kept
-    assert capsys.readouterr().out.count('anew each time')==1
+    assert capsys.readouterr().out.count('fastmem:')==1
 
 def test_a_number_of_workers_that_is_set_later_loses_no_items(folder):
     for n in (0,2,4):
