@@ -363,15 +363,13 @@ def label_from_df(self:ItemLists,
 def _out_of_order(self, name):
     cls,steps = type(self),[ImageList,ItemLists,LabelLists,DataLoaders]
     if name in v1_words: raise AttributeError(f"{cls.__name__}: `{name}` is fastai v1's; {v1_words[name]}")
-    if name in ('x','y') and issubclass(cls, ImageList):
-        raise AttributeError(f"{cls.__name__} has no `{name}`: a part is its images alone. Labelled lists have `{name}` "
-                             "of all of them, and `data.train_ds[i]` is an image with its label")
     owner = first(o for o in steps if hasattr(o, name))
     if owner is None or hasattr(cls, name): return object.__getattribute__(self, name)  # raises as it always does
     raise AttributeError(f"{cls.__name__} has no `{name}`, which {owner.__name__} has: images are listed "
                          "(`from_…`, `filter_by_…`), then split (`split_…`; `split_none()` validates on nothing), "
                          "then labelled (`label_…`, `label_empty()` for no labels), "
-                         "then made batches of (`transform`, `databunch`)")
+                         "then made batches of (`transform`, `databunch`). The parts of labelled lists, `train` and `valid`, "
+                         "are images alone: `data.train_ds[i]` is one with its label")
 
 OnCommand.__getattr__ = _out_of_order
 
