@@ -178,7 +178,8 @@ class Watch:
         large = [o for o in seen if _is_large(o) and _is_watched(o)]
         self._prints = {id(o): known.get(id(o)) or (o,_print_of(o)) for o in large}
         n = len(self.subject) if hasattr(self.subject, '__len__') else -1
-        self._rows = [(o,p) for o,p in self._prints.values() if isinstance(p, (list,np.ndarray)) and isinstance(o, (list,np.ndarray)) and len(o)==n]
+        rows = [(o,p) for o,p in self._prints.values() if isinstance(o, (list,np.ndarray)) and len(o)==n]
+        self._rows = [(o,p) for o,p in rows if isinstance(p, (list,np.ndarray))]
 
     def _now(self):
         "(sizes of all that is looked at and versions of tensors, elements to be compared by identity)"

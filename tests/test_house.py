@@ -1,5 +1,6 @@
 "The house: imports go one way, the notebooks run, functions stay small"
-import ast, re, subprocess, sys
+import ast, re, subprocess, sys, tokenize
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,24 @@ def test_nobody_else_touches_what_the_arena_shares():
 def test_every_module_has_its_place():
     modules = {o.stem for o in (root/'fastmem').glob('*.py')}-{'__init__','_modidx','all'}
     assert modules <= set(house)
+
+def n_tokens(path):
+    "{line: tokens of code in it}"
+    kinds,counts = (tokenize.NAME,tokenize.OP,tokenize.NUMBER,tokenize.STRING),Counter()
+    with open(path, 'rb') as f:
+        for o in tokenize.tokenize(f.readline):
+            is_docstring = o.type==tokenize.STRING and ('\n' in o.string or o.line.strip()==o.string)
+            if o.type in kinds and not is_docstring: counts[o.start[0]] += 1
+    return counts
+
+def test_lines_are_neither_long_nor_full():
+    "At most 3 % of lines have more than 30 tokens, at most 1 % more than 120 characters, none of ours 140"
+    paths = [o for o in (root/'fastmem').glob('*.py') if o.stem not in ('_modidx','all','__init__')]
+    lines = [line for o in paths for line in o.read_text().splitlines()]
+    tokens = [n for o in paths for n in n_tokens(o).values()]
+    assert max(map(len, lines))<=140
+    assert sum(len(o)>120 for o in lines)<=.01*len(lines)
+    assert sum(n>30 for n in tokens)<=.03*len(tokens)
 
 def test_nothing_is_printed_at_import():
     code = 'import fastai.vision.all, sys; print("---"); sys.stdout.flush(); import fastmem.all, fastmem.cli'
