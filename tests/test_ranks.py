@@ -1,6 +1,8 @@
 "Ranks that a real launcher starts: one copy of the pixels for all of them, and the batches that stock has"
-import itertools, json, os, re, socket, subprocess, sys, tempfile
+import contextlib, itertools, json, os, re, socket, subprocess, sys, tempfile
 from pathlib import Path
+
+import psutil
 
 import pytest
 from fastai.vision.all import *
@@ -14,8 +16,8 @@ def launch(tmp_path, code, n, n_agents=1, timeout_s=300):
     "What ranks print that run `code`, `n` of each of some agents of `torchrun`; all have to end well"
     program,port = tmp_path/'program.py',free_port()
     program.write_text(setup+code)
-    (tmp_path/'tmp').mkdir()
-    env = {**environ, 'OMP_NUM_THREADS': '1', 'TMPDIR': str(tmp_path/'tmp')}
+    short = tempfile.TemporaryDirectory(prefix='fm', dir='/tmp')  # the name of a socket may have 107 characters
+    env = {**environ, 'OMP_NUM_THREADS': '1', 'TMPDIR': short.name}
     def agent(i):
         where = f'--nnodes {n_agents} --node_rank {i} --nproc_per_node {n} --master_addr 127.0.0.1 --master_port {port}'
         command = sys.executable,'-W','ignore','-m','torch.distributed.run',*where.split(),program,tmp_path/'photos'
@@ -23,9 +25,19 @@ def launch(tmp_path, code, n, n_agents=1, timeout_s=300):
     agents = list(map(agent, range(n_agents)))
     try: printed = [o.communicate(timeout=timeout_s)[0] for o in agents]
     finally:
-        for o in agents: o.kill()
+        for o in agents: end_tree(o)
+        left = list(Path(short.name).glob('fastmem-*'))
+        short.cleanup()
+    assert len(left)<=n_agents
     assert not any(o.returncode for o in agents), '\n'.join(printed)
     return ''.join(printed)
+
+def end_tree(agent):
+    "Kill an agent and its ranks, which would outlive it"
+    try: tree = [psutil.Process(agent.pid), *psutil.Process(agent.pid).children(recursive=True)]
+    except psutil.NoSuchProcess: return
+    for o in tree:
+        with contextlib.suppress(psutil.NoSuchProcess): o.kill()
 
 def free_port():
     with socket.socket() as o:
@@ -109,7 +121,6 @@ def test_ranks_share_one_copy_and_have_the_batches_of_stock(tmp_path, n):
     photo_folder(tmp_path/'photos', 48, size=(60,45))
     out = launch(tmp_path, shared, n)
     assert out.count('is done')==n and 'of its own' not in out
-    assert len(list((tmp_path/'tmp').glob('fastmem-*')))<=1
 
 # --- a share for each machine ---
 
