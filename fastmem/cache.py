@@ -83,7 +83,7 @@ class ImageCache:
         self.arena,self.batches = shared or Arena(self.memory_guard),BatchMemory()
         self.own_keys = int.from_bytes(os.urandom(7), 'little') if shared else 0 # other ranks may mean others by the same key
         self.n_machines = 1 # that keep the images together, each its share
-        self.is_planned = np.zeros(0, bool) # by slot
+        self.planned_bits = np.zeros(0, np.uint8) # a bit a slot
         self.files,self.without_file = {},set() # pixel files by recipe; recipes whose file the disk has no room for
         self.planned,self.encoded_bytes,self.reserved = {},{},{}
         self.verdict,self.given_bytes,self.why_unkept = None,self.memory_guard.given_bytes,''
@@ -139,10 +139,11 @@ def add(self:ImageCache,
 @patch
 def _unplanned(self:ImageCache, slots):
     "Where the first of each of `slots` is that this process has not planned for; another rank may have given it out"
-    n_more = self.arena.n_slots-len(self.is_planned)
-    self.is_planned = np.append(self.is_planned, np.zeros(n_more, bool))
-    new = np.flatnonzero(~self.is_planned[slots])
-    self.is_planned[slots] = True
+    n_more = self.arena.n_slots//8+1-len(self.planned_bits)
+    self.planned_bits = np.append(self.planned_bits, np.zeros(n_more, np.uint8))
+    byte,bit = slots>>3,np.uint8(1)<<(slots&7).astype(np.uint8)
+    new = np.flatnonzero((self.planned_bits[byte]&bit)==0)
+    np.bitwise_or.at(self.planned_bits, byte, bit)
     return new[np.unique(slots[new], return_index=True)[1]]
 
 # %% ../nbs/05_cache.ipynb #936a7f7b
