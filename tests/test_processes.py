@@ -78,7 +78,7 @@ def test_preload_lists_bad_files_and_a_batch_raises_them(tmp_path, capsys):
     bad.write_bytes(b'no image at all')
     dls.in_memory(mode='preload')
     out = capsys.readouterr().out
-    assert '1 files can\'t be read' in out and str(bad) in out and dls.memory.n_cached==19
+    assert "can't be read: 1." in out and str(bad) in out and dls.memory.n_cached==19
     with pytest.raises(Exception) as stock: passes(make_dls())
     with pytest.raises(type(stock.value)) as ours: passes(dls)
     assert str(bad) in str(ours.value)
