@@ -175,7 +175,9 @@ def new(self:ImageList,
     return type(self)(items, **{'memory':self.memory, **attributes, **kwargs})
 
 @patch
-def __len__(self:ImageList): return len(self.items)
+def __len__(self:ImageList):
+    "Count the images"
+    return len(self.items)
 @patch
 def __getitem__(self:ImageList, i):
     "Open an image by its number, or take a part of the list"

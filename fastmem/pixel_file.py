@@ -638,7 +638,9 @@ def shrink(self:PixelFile,
     return self.purge()
 
 @patch
-def keeps_watch(self:PixelFile)->bool: return True  # as a guard asks an arena
+def keeps_watch(self:PixelFile)->bool:
+    "Tell a guard, as an arena does, that this process looks after the file"
+    return True
 
 # %% ../nbs/04_pixel_file.ipynb #8632f07c
 class FileInfo(NamedTuple):

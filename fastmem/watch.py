@@ -235,9 +235,12 @@ def using(self:Watch,
 _live = '_tensors','_views','_before','_prints','_rows'
 
 @patch
-def __getstate__(self:Watch): return {k: v for k,v in vars(self).items() if k not in _live}
+def __getstate__(self:Watch):
+    "Leave out what is looked at, which is found anew"
+    return {k: v for k,v in vars(self).items() if k not in _live}
 
 @patch
 def __setstate__(self:Watch, state):
+    "Take the subject as it is now for what the stamp says"
     vars(self).update(state)
     self.settle()
