@@ -559,7 +559,7 @@ def _queue(self:PixelFile, name, record):
     "Remember a row, and write those that are due if there are many, or for long"
     own = self._own()
     if not own.rows: self._flush_at_end(own)
-    own.rows.append((name, record.tobytes()))
+    with own.lock: own.rows.append((name, record.tobytes()))  # another thread may be writing those that are there
     if len(own.rows)>=self.flush_rows or time.monotonic()>own.flushed_s+_flush_s:
         self.flush()
         self.sync()

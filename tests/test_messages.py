@@ -40,8 +40,9 @@ class Stopping(PILImage):
         return super().create(fn, **kwargs)
 
 def test_an_interrupted_preload_says_what_is_kept_and_goes_on(path, capsys, monkeypatch):
-    monkeypatch.setattr(Stopping, 'n_left', 10)
+    monkeypatch.setattr(Stopping, 'n_left', 1000)
     dls = photo_dls(path, Stopping.create).in_memory(store='decoded')
+    Stopping.n_left = 10
     bars = []
     monkeypatch.setattr(fastprogress.ConsoleProgressBar, 'on_update', lambda self, val, text: bars.append(val))
     try: dls.preload(n_workers=0)

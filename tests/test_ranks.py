@@ -208,7 +208,7 @@ from pathlib import Path
 from fastai.vision.all import *
 from fastmem.all import *
 path = sys.argv[1]
-files,tempfile.tempdir = get_image_files(path),path+'-tmp'
+files,tempfile.tempdir = get_image_files(path),sys.argv[3]
 def loader():
     workers = random.choice([0,0,0,1])
     return ImageDataLoaders.from_path_func('.', files, parent_label, valid_pct=0, item_tfms=Resize(32), bs=8, num_workers=workers, device='cpu').in_memory()
@@ -256,8 +256,8 @@ print(n, 'kills')
 def test_a_rank_that_is_killed_leaves_the_others_with_right_pixels(tmp_path):
     "At random instants of filling, reading, purging, shrinking and preloading"
     by_content(tmp_path/'photos')
-    (tmp_path/'photos-tmp').mkdir()
-    print(run_forked(tmp_path, killed, tmp_path/'photos', 12))
+    with tempfile.TemporaryDirectory(prefix='fm', dir='/tmp') as short:
+        print(run_forked(tmp_path, killed, tmp_path/'photos', 12, short))
 
 # --- accelerate ---
 
