@@ -130,7 +130,7 @@ class _Own:
         self.next,self.end,self.generation = 0,0,0 # what is left of the chunk, and when it was taken
         self.depth = 0 # of the locks that are held
         self.row = None # of the counters
-        self.writing = [] # an element for each write that goes on
+        self.writing = [] # bytes of each write that goes on
 
 # %% ../nbs/03_arena.ipynb #1e48bbf1
 class Arena:
@@ -355,7 +355,7 @@ def add(self:Arena,
 @patch
 def _chunk_room(self:Arena, n_bytes):
     "Bytes of a chunk for `n_bytes` that the guard allows; `None` if it does not"
-    budget = 0 if self.is_full else self.guard.budget()
+    budget = 0 if self.is_full else self.guard.budget()-sum(self._own().writing)
     if n_bytes>budget: return None
     return max(n_bytes, min(_chunk_bytes, budget//16//align_bytes*align_bytes))
 
@@ -380,7 +380,7 @@ def _allocate(self:Arena, n_bytes, own, generation):
         is_fresh = own.next+n_bytes<=own.end and own.generation==generation
         if not is_fresh and not self._take_chunk(n_bytes, own, generation): return None
         own.next += n_bytes
-        own.writing.append(1)
+        own.writing.append(n_bytes)
         return own.next-n_bytes
 
 # %% ../nbs/03_arena.ipynb #e1257676
@@ -405,7 +405,7 @@ def _put(self:Arena, planes, extras, generation):
     except OSError as e:
         if not no_room(e): raise
         return None
-    finally: own.writing.pop()
+    finally: own.writing.remove(aligned(planes.nbytes+len(extras)))
     return offset
 
 # %% ../nbs/03_arena.ipynb #e48e3569

@@ -99,7 +99,7 @@ def test_stores_share_their_pixels(folders):
 @pytest.fixture
 def dls(folders): return loaders(folders['photos']*3, [RandomResizedCrop(64), FlipItem()]).in_memory(mode='preload')
 
-def fastmems_threads(): return [o for o in threading.enumerate() if o.name.startswith('fastmem_')]  # the guard's own watches on
+def fastmems_threads(): return [o for o in threading.enumerate() if o.name.startswith('fastmem_') and o.is_alive()]  # the guard's own watches on
 
 def test_batches_do_not_depend_on_threads(folders):
     "One core and all cores; no workers, and two that read and then are not needed"
