@@ -139,6 +139,7 @@ def test_interrupt_leaves_nothing(after_s, dls):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     gc.collect()
+    for o in fastmems_threads(): o.join(30)  # one that was just being started ends as soon as it runs
     assert not fastmems_threads() and torch.get_num_threads()==n_threads
     for _ in dls.train: pass
     assert all(map(np.array_equal, images([[list(dls.valid)]]), valid))
